@@ -1,0 +1,394 @@
+//! Quantizes a dense model directory into one of ours, one tensor in memory at a time.
+//!
+//! Quantized: every 2-D float `X.weight` but embeddings, the output projection and what the caller skips. Everything
+//! else is copied as it is stored, and so are tokenizer, generation settings, chat template and licences. Refused:
+//! sources that are quantized already, skip patterns that match nothing, weights that are not finite, scales that
+//! their type cannot hold; a refusal leaves no target behind.
+
+use super::card::Card;
+use super::header::TensorInfo;
+use super::measure::{ClassError, measure};
+use super::pattern;
+use super::quantization::{ModuleOverride, QuantizationConfig, Scheme};
+use super::reader::{Reader, float_dtype};
+use super::writer::{TensorSpec, Writer, WriterOptions, natural_key};
+use crate::error::{Error, Result};
+use crate::quantize::{self, Method};
+use flute_cube::{Dtype as Float, Quantized, QuantizedParts, pack};
+use safetensors::Dtype;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// Modules that are left dense without being asked: tables that are looked up, and the projection that decides words.
+const ALWAYS_DENSE: [&str; 2] = ["lm_head", "embed_tokens"];
+
+/// Files copied byte for byte where they exist.
+const COMPANIONS: [&str; 8] = [
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "vocab.json",
+];
+
+/// What to convert, and how.
+pub struct ConvertOptions<'a> {
+    /// A dense model directory.
+    pub source: PathBuf,
+    /// The directory to write; it must not exist.
+    pub target: PathBuf,
+    /// How to quantize.
+    pub method: Method,
+    /// Patterns of modules to leave dense, beyond embeddings and output projection; see [`pattern::matches`].
+    pub skip: Vec<String>,
+    /// Modules to quantize differently: the first pattern that matches decides.
+    pub overrides: Vec<(String, Method)>,
+    /// Type that scales are stored in.
+    pub scale_dtype: ScaleDtype,
+    /// Overwriting and the size of files.
+    pub writer: WriterOptions,
+    /// Called after every tensor.
+    pub progress: &'a mut dyn FnMut(Progress<'_>),
+}
+
+impl<'a> ConvertOptions<'a> {
+    /// `method` for every linear layer, float16 scales, files of 5 GB, nothing overwritten.
+    pub fn new(
+        source: impl Into<PathBuf>,
+        target: impl Into<PathBuf>,
+        method: Method,
+        progress: &'a mut dyn FnMut(Progress<'_>),
+    ) -> Self {
+        Self {
+            source: source.into(),
+            target: target.into(),
+            method,
+            skip: vec![],
+            overrides: vec![],
+            scale_dtype: ScaleDtype::Float16,
+            writer: WriterOptions::default(),
+            progress,
+        }
+    }
+}
+
+/// Type that scales are stored in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ScaleDtype {
+    /// IEEE half precision.
+    #[default]
+    Float16,
+    /// bfloat16.
+    BFloat16,
+    /// IEEE single precision.
+    Float32,
+    /// The type that the source stores each weight in.
+    Model,
+}
+
+/// How far a conversion is.
+#[derive(Clone, Copy, Debug)]
+pub struct Progress<'a> {
+    /// The tensor that was just written.
+    pub tensor: &'a str,
+    /// Tensors written.
+    pub tensors: usize,
+    /// Tensors in all.
+    pub tensors_total: usize,
+    /// Source bytes done.
+    pub bytes: u64,
+    /// Source bytes in all.
+    pub bytes_total: u64,
+}
+
+/// What a conversion did.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Summary {
+    /// Linear layers quantized.
+    pub quantized: usize,
+    /// Weights in them.
+    pub quantized_weights: u64,
+    /// Tensors copied as they were.
+    pub copied: usize,
+    /// Bytes of tensors in the source.
+    pub bytes_before: u64,
+    /// Bytes of tensors in the target.
+    pub bytes_after: u64,
+    /// Bits of codes, scales and tables per quantized weight.
+    pub bits_per_weight: f64,
+    /// Error of the weights by class of layer (`q_proj`, …).
+    pub classes: Vec<ClassError>,
+}
+
+/// One tensor of the source and what becomes of it.
+struct Step<'a> {
+    name: &'a str,
+    info: &'a TensorInfo,
+    quantize: Option<Task<'a>>,
+}
+
+/// A weight to quantize.
+struct Task<'a> {
+    module: &'a str,
+    n: usize,
+    k: usize,
+    method: &'a Method,
+    scale: Float,
+}
+
+/// Quantizes `options.source` into `options.target`.
+///
+/// # Errors
+/// What [`Reader::open`], [`quantize::quantize`] and [`Writer::create`] refuse; [`Error::AlreadyQuantized`],
+/// [`Error::PatternUnmatched`], [`Error::NothingToQuantize`], [`Error::TensorDtype`], [`Error::ScaleOverflow`].
+pub fn convert(options: ConvertOptions<'_>) -> Result<Summary> {
+    let ConvertOptions { source, target, method, skip, overrides, scale_dtype, writer, progress } =
+        options;
+    let reader = Reader::open(&source)?;
+    if let Some(config) = &reader.config().quantization {
+        return Err(Error::AlreadyQuantized { dir: source, bits: config.scheme.bits.get() });
+    }
+    let choice = Choice { method: &method, skip: &skip, overrides: &overrides, scale_dtype };
+    let steps = choice.steps(&reader)?;
+    let config = choice.config(&reader, &steps);
+    let specs = steps.iter().flat_map(Step::specs).collect();
+    let mut writer = Writer::create(&target, specs, writer)?;
+    let bytes_total = steps.iter().map(|step| step.info.bytes).sum();
+    let mut summary = Summary {
+        quantized: 0,
+        quantized_weights: 0,
+        copied: 0,
+        bytes_before: bytes_total,
+        bytes_after: 0,
+        bits_per_weight: 0.0,
+        classes: vec![],
+    };
+    let (mut classes, mut bytes, mut packed) = (BTreeMap::new(), 0, 0);
+    for (index, step) in steps.iter().enumerate() {
+        let written = match &step.quantize {
+            Some(task) => {
+                let (error, written) = task.run(&reader, &mut writer, step.name)?;
+                let class = task.module.rsplit('.').next().unwrap_or_default();
+                ClassError::add(&mut classes, class, error);
+                summary.quantized += 1;
+                summary.quantized_weights += (task.n * task.k) as u64;
+                packed += written;
+                written
+            }
+            None => {
+                reader.stream(step.name, |piece| writer.append(step.name, piece))?;
+                summary.copied += 1;
+                step.info.bytes
+            }
+        };
+        summary.bytes_after += written;
+        bytes += step.info.bytes;
+        let (tensors, tensors_total) = (index + 1, steps.len());
+        progress(Progress { tensor: step.name, tensors, tensors_total, bytes, bytes_total });
+    }
+    summary.bits_per_weight = packed as f64 * 8.0 / summary.quantized_weights as f64;
+    summary.classes = classes.into_values().collect();
+    write_companions(&reader, &writer)?;
+    let mut json = reader.config_source().clone();
+    json["quantization_config"] = config.to_json();
+    writer.file("config.json", format!("{json:#}\n").as_bytes())?;
+    let base = base_name(&source);
+    let card = Card { base: &base, method: method.name(), config: &config, summary: &summary };
+    writer.file("README.md", card.render().as_bytes())?;
+    writer.finish()?;
+    Ok(summary)
+}
+
+/// What the caller chose.
+struct Choice<'a> {
+    method: &'a Method,
+    skip: &'a [String],
+    overrides: &'a [(String, Method)],
+    scale_dtype: ScaleDtype,
+}
+
+impl<'a> Choice<'a> {
+    /// Every tensor of the source in the order of the layers, and what becomes of it.
+    fn steps(&self, reader: &'a Reader) -> Result<Vec<Step<'a>>> {
+        let linears: Vec<&str> =
+            reader.tensors().filter_map(|(name, info)| linear(name, info)).collect();
+        let overridden = self.overrides.iter().map(|(pattern, _)| pattern);
+        for pattern in self.skip.iter().chain(overridden) {
+            if !linears.iter().any(|module| pattern::matches(pattern, module)) {
+                let (pattern, modules) = (pattern.clone(), linears.len());
+                return Err(Error::PatternUnmatched { pattern, modules });
+            }
+        }
+        let mut steps = vec![];
+        for (name, info) in reader.tensors() {
+            let quantize = match linear(name, info) {
+                Some(module) if !self.skip.iter().any(|skip| pattern::matches(skip, module)) => {
+                    Some(self.task(module, name, info)?)
+                }
+                _ => None,
+            };
+            steps.push(Step { name, info, quantize });
+        }
+        if steps.iter().all(|step| step.quantize.is_none()) {
+            return Err(Error::NothingToQuantize { dir: reader.dir().into() });
+        }
+        steps.sort_by_cached_key(|step| natural_key(step.name));
+        Ok(steps)
+    }
+
+    fn task(&self, module: &'a str, name: &str, info: &TensorInfo) -> Result<Task<'a>> {
+        let stored = float_dtype(name, info.dtype)?;
+        let own = self.overrides.iter().find(|(pattern, _)| pattern::matches(pattern, module));
+        let method = own.map_or(self.method, |(_, method)| method);
+        let scale = match self.scale_dtype {
+            ScaleDtype::Float16 => Float::F16,
+            ScaleDtype::BFloat16 => Float::BF16,
+            ScaleDtype::Float32 => Float::F32,
+            ScaleDtype::Model => stored,
+        };
+        Ok(Task { module, n: info.shape[0], k: info.shape[1], method, scale })
+    }
+
+    fn config(&self, reader: &Reader, steps: &[Step<'_>]) -> QuantizationConfig {
+        let scheme = scheme_of(self.method);
+        let mut modules = BTreeMap::new();
+        for task in steps.iter().filter_map(|step| step.quantize.as_ref()) {
+            let own = Some(scheme_of(task.method)).filter(|own| *own != scheme);
+            let in_features = Some(task.k).filter(|k| task.told_k() != *k);
+            if own.is_some() || in_features.is_some() {
+                let module = ModuleOverride { scheme: own, in_features };
+                modules.insert(task.module.to_owned(), module);
+            }
+        }
+        let stored = |step: &Step<'_>| step.quantize.as_ref().map(|task| task.scale);
+        let tied = reader.config().tie_word_embeddings;
+        let always = ALWAYS_DENSE.iter().filter(|name| **name == "lm_head" && !tied);
+        QuantizationConfig {
+            scheme,
+            scale_dtype: steps.iter().find_map(stored).unwrap_or(Float::F16),
+            modules_to_not_convert: always
+                .map(|name| (*name).to_owned())
+                .chain(self.skip.iter().cloned())
+                .collect(),
+            modules,
+        }
+    }
+}
+
+impl Step<'_> {
+    /// The tensors it writes.
+    fn specs(&self) -> Vec<TensorSpec> {
+        let Some(task) = &self.quantize else {
+            let (name, dtype, shape) = (self.name.into(), self.info.dtype, self.info.shape.clone());
+            return vec![TensorSpec { name, dtype, shape }];
+        };
+        let (table, format) = (task.method.table(), task.method.format());
+        let values = match table.dim() {
+            1 => vec![table.entries()],
+            dim => vec![table.entries(), dim],
+        };
+        let spec = |part: &str, dtype, shape| {
+            let name = format!("{}.{part}", task.module);
+            TensorSpec { name, dtype, shape }
+        };
+        vec![
+            spec("codes", Dtype::U8, vec![task.n, task.row_bytes()]),
+            spec("scales", stored_dtype(task.scale), vec![task.n, format.group.count(task.k)]),
+            spec("table", Dtype::F32, values),
+        ]
+    }
+}
+
+impl Task<'_> {
+    fn code_bits(&self) -> u8 {
+        self.method.format().bits.get() * self.method.table().dim() as u8
+    }
+
+    fn row_bytes(&self) -> usize {
+        pack::canonical_row_bytes(self.k.div_ceil(self.method.table().dim()), self.code_bits())
+    }
+
+    /// The k that a reader takes a packed row to have.
+    fn told_k(&self) -> usize {
+        self.row_bytes() * 8 / usize::from(self.code_bits()) * self.method.table().dim()
+    }
+
+    /// Quantizes and writes the weight; returns its error and the bytes written.
+    fn run(&self, reader: &Reader, writer: &mut Writer, name: &str) -> Result<(ClassError, u64)> {
+        let dense = reader.tensor(name)?.data;
+        let quantized = quantize::quantize(name, &dense, self.n, self.k, self.method)?;
+        let quantized = round_scales(quantized, self.scale, name)?;
+        let error = measure(&dense, &quantized);
+        let width = self.k.div_ceil(quantized.table().dim());
+        let codes = pack::to_canonical(quantized.codes(), width, self.code_bits());
+        let scales = self.scale.encode(quantized.scales());
+        let table = Float::F32.encode(quantized.table().values());
+        let mut written = 0;
+        for (part, bytes) in [("codes", codes), ("scales", scales), ("table", table)] {
+            writer.append(&format!("{}.{part}", self.module), &bytes)?;
+            written += bytes.len() as u64;
+        }
+        Ok((error, written))
+    }
+}
+
+/// The module of a tensor that can be quantized: a matrix `X.weight` that is neither embedding nor output projection.
+fn linear<'a>(name: &'a str, info: &TensorInfo) -> Option<&'a str> {
+    let module = name.strip_suffix(".weight")?;
+    let dense = ALWAYS_DENSE.iter().any(|pattern| pattern::matches(pattern, module));
+    let matrix = matches!(info.shape.as_slice(), [n, k] if *n > 0 && *k > 0);
+    (matrix && !dense).then_some(module)
+}
+
+/// The same codes with the scales that the file will hold.
+fn round_scales(weight: Quantized, dtype: Float, tensor: &str) -> Result<Quantized> {
+    let (n, k, format) = (weight.n(), weight.k(), weight.format());
+    let groups = format.group.count(k);
+    let scales: Vec<f32> = weight.scales().iter().map(|scale| dtype.round(*scale)).collect();
+    if let Some(index) = scales.iter().position(|scale| !scale.is_finite()) {
+        let (row, group, value) = (index / groups, index % groups, weight.scales()[index]);
+        return Err(Error::ScaleOverflow { tensor: tensor.into(), row, group, value, dtype });
+    }
+    let (codes, table) = (weight.codes().to_vec(), weight.table().clone());
+    Ok(Quantized::new(QuantizedParts { n, k, format, codes, scales, table })?)
+}
+
+fn scheme_of(method: &Method) -> Scheme {
+    let format = method.format();
+    Scheme { bits: format.bits, group: format.group, table: method.table().kind() }
+}
+
+fn stored_dtype(dtype: Float) -> Dtype {
+    match dtype {
+        Float::F32 => Dtype::F32,
+        Float::F16 => Dtype::F16,
+        Float::BF16 => Dtype::BF16,
+    }
+}
+
+/// Copies what belongs to a model beside its weights, its licence included.
+fn write_companions(reader: &Reader, writer: &Writer) -> Result<()> {
+    for name in COMPANIONS {
+        writer.copy_from(reader.dir(), name)?;
+    }
+    let entries = std::fs::read_dir(reader.dir()).map_err(Error::io("list", reader.dir()))?;
+    for entry in entries {
+        let entry = entry.map_err(Error::io("list", reader.dir()))?;
+        let name = entry.file_name();
+        let Some(name) = name.to_str() else { continue };
+        let legal = ["LICENSE", "LICENCE", "NOTICE", "USE_POLICY"];
+        if legal.iter().any(|prefix| name.starts_with(prefix)) && entry.path().is_file() {
+            writer.copy_from(reader.dir(), name)?;
+        }
+    }
+    Ok(())
+}
+
+/// The name of the source directory, whatever way it was spelled.
+fn base_name(source: &Path) -> String {
+    let full = source.canonicalize().unwrap_or_else(|_| source.into());
+    full.file_name().map_or_else(|| "model".into(), |name| name.to_string_lossy().into_owned())
+}

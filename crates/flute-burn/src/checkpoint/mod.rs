@@ -1,0 +1,43 @@
+//! Model directories: the Hugging Face layout, and ours.
+//!
+//! Read: dense directories (`config.json`, `model.safetensors` or shards with an index) and quantized ones, in which
+//! `X.weight` is replaced by
+//!
+//! | tensor | type | shape | holds |
+//! |---|---|---|---|
+//! | `X.codes` | U8 | `[n, row bytes]` | codes in canonical order ([`flute_cube::pack`]) |
+//! | `X.scales` | F16, BF16 or F32 | `[n, groups]` | one factor a group |
+//! | `X.table` | F32 | `[2^bits]` or `[2^(2·bits), 2]` | what codes name |
+//!
+//! and whose `config.json` has a [`QuantizationConfig`]. Nothing in such a directory depends on a device. Written: the
+//! latter, by [`convert()`], whole or not at all.
+//!
+//! Directories are untrusted: everything is checked before it is allocated, no path leaves the directory, nothing in
+//! it is executed (pickles are refused), and each way of being wrong is its own [`crate::error::Error`].
+
+mod card;
+mod config;
+mod convert;
+mod generation;
+mod header;
+mod inspect;
+pub(crate) mod json;
+mod measure;
+pub mod pattern;
+mod positioned;
+mod quantization;
+mod reader;
+mod rope;
+mod shards;
+mod writer;
+
+pub use config::{Activation, Architecture, Gemma2, ModelConfig};
+pub use convert::{ConvertOptions, Progress, ScaleDtype, Summary, convert};
+pub use generation::GenerationConfig;
+pub use header::{MAX_HEADER, MAX_RANK, MAX_TENSORS, TensorInfo};
+pub use inspect::{InspectedLinear, InspectedTensor, Inspection, inspect};
+pub use measure::ClassError;
+pub use quantization::{ModuleOverride, QuantizationConfig, Scheme};
+pub use reader::{HostTensor, RawTensor, Reader, StoredLinear, StoredWeight};
+pub use rope::{Rope, RopeScaling};
+pub use writer::{TensorSpec, Writer, WriterOptions};

@@ -1,0 +1,388 @@
+//! Reads a model directory: configuration at once, tensors one by one.
+//!
+//! [`Reader::open`] checks everything that can be checked without reading a tensor (configuration, index, headers,
+//! offsets); after it, a tensor's bytes can be wrong, its place cannot. Nothing is kept between two tensors, so the
+//! largest tensor, not the model, decides how much memory a conversion or a load takes.
+
+use super::config::ModelConfig;
+use super::generation::GenerationConfig;
+use super::header::TensorInfo;
+use super::positioned::read_exact_at;
+use super::shards::Shards;
+use crate::error::{Error, Result};
+use flute_cube::{Dtype as Float, Format, Quantized, QuantizedParts, Table, TableKind, pack};
+use half::f16;
+use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
+use rayon::prelude::*;
+use safetensors::Dtype;
+use serde_json::Value;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+/// Elements that one thread reads and widens at a time; its bytes stay in a core's cache.
+const CHUNK: usize = 1 << 18;
+
+/// A model directory, open.
+#[derive(Debug)]
+pub struct Reader {
+    dir: PathBuf,
+    config: ModelConfig,
+    source: Value,
+    generation: GenerationConfig,
+    shards: Shards,
+}
+
+/// A tensor in f32.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HostTensor {
+    /// Its dimensions.
+    pub shape: Vec<usize>,
+    /// Its elements, row-major.
+    pub data: Vec<f32>,
+}
+
+/// A tensor as it is stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RawTensor {
+    /// Type of its elements.
+    pub dtype: Dtype,
+    /// Its dimensions.
+    pub shape: Vec<usize>,
+    /// Its elements, row-major, little-endian.
+    pub bytes: Vec<u8>,
+}
+
+/// A stored linear layer: `y = x · weightᵀ + bias`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StoredLinear {
+    /// `[n, k]`.
+    pub weight: StoredWeight,
+    /// `[n]`.
+    pub bias: Option<Vec<f32>>,
+}
+
+/// The weight of a stored linear layer.
+#[derive(Clone, Debug, PartialEq)]
+pub enum StoredWeight {
+    /// As its author trained it.
+    Dense {
+        /// Output features.
+        n: usize,
+        /// Input features.
+        k: usize,
+        /// `[n, k]`.
+        data: Vec<f32>,
+    },
+    /// Codes, scales and table.
+    Quantized(Quantized),
+}
+
+impl Reader {
+    /// Opens `dir`, reads its configuration and checks its headers.
+    ///
+    /// # Errors
+    /// [`Error::NotADirectory`], those of [`ModelConfig::read`], and every variant of the sections *Safetensors
+    /// headers* and *Shards* of [`Error`].
+    pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
+        let dir = dir.as_ref();
+        if !dir.is_dir() {
+            return Err(Error::NotADirectory { path: dir.into() });
+        }
+        let (config, source) = ModelConfig::read(dir)?;
+        let generation = GenerationConfig::read(dir)?;
+        let shards = Shards::open(dir)?;
+        let codes = shards.tensors().find(|(name, _)| name.ends_with(".codes"));
+        if let (None, Some((tensor, _))) = (&config.quantization, codes) {
+            return Err(Error::QuantizationAbsent { dir: dir.into(), tensor: tensor.into() });
+        }
+        Ok(Self { dir: dir.into(), config, source, generation, shards })
+    }
+
+    /// The directory.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// What the model is.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// `config.json` as it stands, unknown fields included.
+    pub fn config_source(&self) -> &Value {
+        &self.source
+    }
+
+    /// How its author means it to be sampled.
+    pub fn generation(&self) -> &GenerationConfig {
+        &self.generation
+    }
+
+    /// Tokens that end a sequence: those of `generation_config.json`, else those of `config.json`.
+    pub fn stop_token_ids(&self) -> &[u32] {
+        match self.generation.eos_token_ids.as_slice() {
+            [] => &self.config.eos_token_ids,
+            ids => ids,
+        }
+    }
+
+    /// All tensors, sorted by name, with what the headers say of them.
+    pub fn tensors(&self) -> impl Iterator<Item = (&str, &TensorInfo)> {
+        self.shards.tensors()
+    }
+
+    /// The names of all tensors, sorted.
+    pub fn tensor_names(&self) -> impl Iterator<Item = &str> {
+        self.tensors().map(|(name, _)| name)
+    }
+
+    /// Whether there is such a tensor.
+    pub fn contains(&self, name: &str) -> bool {
+        self.shards.find(name).is_some()
+    }
+
+    /// Dtype, shape and place of a tensor.
+    ///
+    /// # Errors
+    /// [`Error::TensorAbsent`].
+    pub fn info(&self, name: &str) -> Result<&TensorInfo> {
+        self.find(name).map(|(_, _, info)| info)
+    }
+
+    /// The weight files.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        self.shards.paths()
+    }
+
+    /// A tensor as it is stored.
+    ///
+    /// # Errors
+    /// [`Error::TensorAbsent`], [`Error::Io`].
+    pub fn raw(&self, name: &str) -> Result<RawTensor> {
+        let (path, file, info) = self.find(name)?;
+        let mut bytes = vec![0; info.bytes as usize];
+        read_exact_at(file, &mut bytes, info.offset).map_err(Error::io("read", path))?;
+        Ok(RawTensor { dtype: info.dtype, shape: info.shape.clone(), bytes })
+    }
+
+    /// Hands a tensor's bytes to `sink` piece by piece, in order.
+    ///
+    /// # Errors
+    /// [`Error::TensorAbsent`], [`Error::Io`], and what `sink` returns.
+    pub fn stream(&self, name: &str, mut sink: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        let (path, file, info) = self.find(name)?;
+        let mut buffer = vec![0; info.bytes.min(8 << 20) as usize];
+        let mut at = 0;
+        while at < info.bytes {
+            let len = (info.bytes - at).min(buffer.len() as u64) as usize;
+            let piece = &mut buffer[..len];
+            read_exact_at(file, piece, info.offset + at).map_err(Error::io("read", path))?;
+            sink(piece)?;
+            at += len as u64;
+        }
+        Ok(())
+    }
+
+    /// A float tensor of any shape, widened to f32.
+    ///
+    /// # Errors
+    /// [`Error::TensorAbsent`], [`Error::TensorDtype`] unless it is F32, F16 or BF16, [`Error::Io`].
+    pub fn tensor(&self, name: &str) -> Result<HostTensor> {
+        let (path, file, info) = self.find(name)?;
+        let float = float_dtype(name, info.dtype)?;
+        let mut data = vec![0.0; info.shape.iter().product()];
+        let read = |words: &mut Vec<u16>, (index, out): (usize, &mut [f32])| {
+            let offset = info.offset + (index * CHUNK * float.size()) as u64;
+            read_floats(file, offset, float, words, out).map_err(Error::io("read", path))
+        };
+        data.par_chunks_mut(CHUNK).enumerate().try_for_each_init(Vec::new, read)?;
+        Ok(HostTensor { shape: info.shape.clone(), data })
+    }
+
+    /// The linear layer `module`, dense or quantized, with its bias if it has one.
+    ///
+    /// # Errors
+    /// [`Error::TensorAbsent`], [`Error::TensorDtype`], [`Error::TensorShape`], [`Error::Ambiguous`],
+    /// [`Error::Module`], [`Error::NotFinite`] for scales and tables, [`Error::Io`].
+    pub fn linear(&self, module: &str) -> Result<StoredLinear> {
+        let (dense, codes) = (format!("{module}.weight"), format!("{module}.codes"));
+        let weight = match (self.contains(&dense), self.contains(&codes)) {
+            (true, true) => return Err(Error::Ambiguous { module: module.into() }),
+            (false, true) => StoredWeight::Quantized(self.quantized(module)?),
+            (_, false) => {
+                let [n, k] = self.dims(&dense, "[n, k]")?;
+                StoredWeight::Dense { n, k, data: self.tensor(&dense)?.data }
+            }
+        };
+        let bias = format!("{module}.bias");
+        if !self.contains(&bias) {
+            return Ok(StoredLinear { weight, bias: None });
+        }
+        let [len] = self.dims(&bias, "[n]")?;
+        let n = match &weight {
+            StoredWeight::Dense { n, .. } => *n,
+            StoredWeight::Quantized(weight) => weight.n(),
+        };
+        if len != n {
+            return Err(shape_error(&bias, &[len], format!("[{n}]")));
+        }
+        Ok(StoredLinear { weight, bias: Some(self.tensor(&bias)?.data) })
+    }
+
+    /// The quantized weight of `module`.
+    fn quantized(&self, module: &str) -> Result<Quantized> {
+        let layout = self.layout(module)?;
+        let (n, k, format) = (layout.n, layout.k, layout.format);
+        let in_module = |source| Error::Module { module: module.into(), source };
+        let values = self.finite(&format!("{module}.table"))?;
+        let table = match layout.dim {
+            1 => named_or_custom(&layout, &values),
+            _ => Table::pairs(format.bits, values.as_chunks().0),
+        }
+        .map_err(in_module)?;
+        let scales = self.finite(&format!("{module}.scales"))?;
+        let bytes = self.raw(&format!("{module}.codes"))?.bytes;
+        let width = k.div_ceil(layout.dim);
+        let codes =
+            pack::from_canonical(&bytes, n, width, layout.code_bits()).map_err(in_module)?;
+        Quantized::new(QuantizedParts { n, k, format, codes, scales, table }).map_err(in_module)
+    }
+
+    /// The shapes of a quantized module, checked against each other.
+    pub(super) fn layout(&self, module: &str) -> Result<Layout> {
+        let absent = || Error::QuantizationAbsent { dir: self.dir.clone(), tensor: module.into() };
+        let config = self.config.quantization.as_ref().ok_or_else(absent)?;
+        let scheme = config.scheme_of(module);
+        let format = Format { bits: scheme.bits, group: scheme.group };
+        let (codes, table) = (format!("{module}.codes"), format!("{module}.table"));
+        let (scales, values) = (format!("{module}.scales"), self.info(&table)?);
+        let dim = match values.shape.as_slice() {
+            [len] if *len == format.bits.codes() => 1,
+            [len, 2] if *len == format.bits.pairs() => 2,
+            found => {
+                let (values, pairs) = (format.bits.codes(), format.bits.pairs());
+                return Err(shape_error(&table, found, format!("[{values}] or [{pairs}, 2]")));
+            }
+        };
+        for (name, needed, what) in [(&codes, Dtype::U8, "U8"), (&table, Dtype::F32, "F32")] {
+            dtype_is(name, self.info(name)?.dtype, needed, what)?;
+        }
+        let [n, row_bytes] = self.dims(&codes, "[n, row bytes]")?;
+        let mut layout = Layout { n, k: 0, dim, format, table: scheme.table };
+        let told = row_bytes.saturating_mul(8) / usize::from(layout.code_bits()) * dim;
+        layout.k = config.in_features_of(module).unwrap_or(told);
+        let k = layout.k;
+        let row =
+            pack::canonical_row_bytes(k.min(flute_cube::MAX_DIM).div_ceil(dim), layout.code_bits());
+        if row != row_bytes || n == 0 || k == 0 || k > flute_cube::MAX_DIM {
+            return Err(shape_error(&codes, &[n, row_bytes], format!("[n, {row}] for k = {k}")));
+        }
+        let [rows, groups] = self.dims(&scales, "[n, groups]")?;
+        let needed = format.group.count(k);
+        if (rows, groups) != (n, needed) {
+            return Err(shape_error(
+                &scales,
+                &[rows, groups],
+                format!("[{n}, {needed}] for k = {k}"),
+            ));
+        }
+        Ok(layout)
+    }
+
+    /// A float tensor whose values are all finite.
+    pub(super) fn finite(&self, name: &str) -> Result<Vec<f32>> {
+        let HostTensor { shape, data } = self.tensor(name)?;
+        match data.par_iter().position_first(|value| !value.is_finite()) {
+            None => Ok(data),
+            Some(index) => {
+                let width = shape.last().copied().unwrap_or(1).max(1);
+                let (row, col, value) = (index / width, index % width, data[index]);
+                Err(Error::NotFinite { tensor: name.into(), row, col, value })
+            }
+        }
+    }
+
+    fn dims<const D: usize>(&self, name: &str, needed: &str) -> Result<[usize; D]> {
+        let shape = &self.info(name)?.shape;
+        shape.as_slice().try_into().map_err(|_| shape_error(name, shape, needed.into()))
+    }
+
+    fn find(&self, name: &str) -> Result<(&Path, &File, &TensorInfo)> {
+        let absent = || Error::TensorAbsent { dir: self.dir.clone(), tensor: name.into() };
+        self.shards.find(name).ok_or_else(absent)
+    }
+}
+
+/// What the shapes of a quantized module's tensors say.
+pub(super) struct Layout {
+    pub(super) n: usize,
+    pub(super) k: usize,
+    pub(super) dim: usize,
+    pub(super) format: Format,
+    pub(super) table: TableKind,
+}
+
+impl Layout {
+    /// Bits of one stored code.
+    pub(super) fn code_bits(&self) -> u8 {
+        self.format.bits.get() * self.dim as u8
+    }
+}
+
+/// The float type of a tensor, or the refusal of any other type.
+pub(super) fn float_dtype(name: &str, dtype: Dtype) -> Result<Float> {
+    match dtype {
+        Dtype::F32 => Ok(Float::F32),
+        Dtype::F16 => Ok(Float::F16),
+        Dtype::BF16 => Ok(Float::BF16),
+        found => Err(Error::TensorDtype {
+            tensor: name.into(),
+            found: found.to_string(),
+            needed: "F32, F16 or BF16",
+        }),
+    }
+}
+
+/// The table of stored `values`. They rule; the configuration's name for them is kept where it fits.
+fn named_or_custom(layout: &Layout, values: &[f32]) -> flute_cube::Result<Table> {
+    match Table::named(layout.table, layout.format.bits) {
+        Ok(named) if named.values() == values => Ok(named),
+        _ => Table::custom(layout.format.bits, values),
+    }
+}
+
+fn dtype_is(name: &str, found: Dtype, needed: Dtype, what: &'static str) -> Result<()> {
+    if found == needed {
+        return Ok(());
+    }
+    Err(Error::TensorDtype { tensor: name.into(), found: found.to_string(), needed: what })
+}
+
+fn shape_error(tensor: &str, found: &[usize], needed: String) -> Error {
+    Error::TensorShape { tensor: tensor.into(), found: found.into(), needed }
+}
+
+/// Reads `out.len()` floats at `offset`; `words` is scratch.
+fn read_floats(
+    file: &File,
+    offset: u64,
+    float: Float,
+    words: &mut Vec<u16>,
+    out: &mut [f32],
+) -> std::io::Result<()> {
+    if float == Float::F32 {
+        read_exact_at(file, bytemuck::cast_slice_mut(out), offset)?;
+        out.iter_mut().for_each(|value| *value = f32::from_bits(u32::from_le(value.to_bits())));
+        return Ok(());
+    }
+    words.resize(out.len(), 0);
+    read_exact_at(file, bytemuck::cast_slice_mut(words), offset)?;
+    words.iter_mut().for_each(|word| *word = u16::from_le(*word));
+    if float == Float::F16 {
+        words.reinterpret_cast::<f16>().convert_to_f32_slice(out);
+    } else {
+        let widen = |(out, word): (&mut f32, &u16)| *out = f32::from_bits(u32::from(*word) << 16);
+        out.iter_mut().zip(words.iter()).for_each(widen);
+    }
+    Ok(())
+}

@@ -1,0 +1,290 @@
+//! Linear layers: [`FluteLinear`] holds codes, [`AnyLinear`] is what a model holds, either kind.
+//!
+//! A [`FluteLinear`] is made from stored codes, from a weight, or from a Burn `nn::Linear`; it takes inputs of any rank
+//! from 1 on and is a Burn module like any other: records save and load it, `to_device` moves it. Refused by the
+//! constructors, so that `forward` has nothing left to refuse: a type that the device does not compute in, shapes that
+//! no kernel addresses, scales that overflow the type, weights that are not finite.
+
+use crate::device;
+use crate::error::{Error, Result};
+use crate::op::{self, FluteTensors, WeightShape};
+use crate::quantize::{self, Method};
+use burn::module::{Content, DisplaySettings, Module, ModuleDisplay, Param, ParamId};
+use burn::nn;
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use flute_cube::{Limits, PackedWeight, Plan, Problem, Quantized};
+
+/// `y = x · Wᵀ + b` with W `[n, k]` in 2, 3 or 4 bits.
+#[derive(Module, Debug)]
+#[module(custom_display)]
+pub struct FluteLinear {
+    /// Pair indices in kernel order; see [`FluteTensors::words`].
+    pub words: Param<Tensor<1, Int>>,
+    /// Scales in kernel order.
+    pub scales: Param<Tensor<1>>,
+    /// The pair table `[2^(2·bits), 2]`.
+    pub pairs: Param<Tensor<2>>,
+    /// `[n]`.
+    pub bias: Option<Param<Tensor<1>>>,
+    #[module(skip)]
+    shape: WeightShape,
+}
+
+impl FluteLinear {
+    /// A layer of `weight`, with table, scales and bias rounded to `dtype`, on `device`.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] and [`flute_cube::Error`] if the device serves neither type nor shape; a scale that
+    /// overflows `dtype`, a bias of another length than n.
+    pub fn from_quantized(
+        weight: &Quantized,
+        bias: Option<&[f32]>,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Self> {
+        let shape = WeightShape { n: weight.n(), k: weight.k(), format: weight.format() };
+        check_bias(bias.map(<[f32]>::len), shape.n)?;
+        check(shape, dtype, device)?;
+        let kernel = device::kernel_dtype(dtype)?;
+        let overflows = |scale: &f32| !kernel.round(*scale).is_finite();
+        if let Some(at) = weight.scales().iter().position(overflows) {
+            let groups = shape.format.group.count(shape.k);
+            return Err(Error::ScaleOverflow {
+                tensor: format!("a weight of [{}, {}]", shape.n, shape.k),
+                row: at / groups,
+                group: at % groups,
+                value: weight.scales()[at],
+                dtype: kernel,
+            });
+        }
+        let packed = PackedWeight::pack(weight);
+        let on = On { dtype, device };
+        let entries = packed.pairs.len();
+        Ok(Self {
+            words: on.words(packed.words),
+            scales: on.floats(packed.scales),
+            pairs: on.floats2(packed.pairs.into_flattened(), [entries, 2]),
+            bias: bias.map(|bias| on.floats(bias.to_vec())),
+            shape,
+        })
+    }
+
+    /// Quantizes `weight` `[n, k]` (rows are output features, as Hugging Face stores them); the layer has its type
+    /// and lives on its device.
+    ///
+    /// # Errors
+    /// What [`quantize::quantize`] and [`FluteLinear::from_quantized`] refuse; [`Error::DeviceFailed`] if the weight
+    /// cannot be read.
+    pub fn from_weight(
+        weight: Tensor<2>,
+        bias: Option<Tensor<1>>,
+        method: &Method,
+    ) -> Result<Self> {
+        let ([n, k], dtype, device) = (weight.dims(), weight.dtype(), weight.device());
+        let weight = quantize::quantize("weight", &host(weight)?, n, k, method)?;
+        let bias = bias.map(host).transpose()?;
+        Self::from_quantized(&weight, bias.as_deref(), dtype, &device)
+    }
+
+    /// Quantizes a dense layer of Burn (whose weight is `[k, n]`).
+    ///
+    /// # Errors
+    /// As [`FluteLinear::from_weight`].
+    pub fn from_linear(linear: &nn::Linear, method: &Method) -> Result<Self> {
+        let bias = linear.bias.as_ref().map(Param::val);
+        Self::from_weight(linear.weight.val().transpose(), bias, method)
+    }
+
+    /// A layer of zeros, to load a record into.
+    ///
+    /// # Errors
+    /// As [`FluteLinear::from_quantized`].
+    pub fn zeros(shape: WeightShape, bias: bool, dtype: DType, device: &Device) -> Result<Self> {
+        check(shape, dtype, device)?;
+        let WeightShape { n, k, format } = shape;
+        let (on, entries) = (On { dtype, device }, format.bits.pairs());
+        Ok(Self {
+            words: on.words(vec![0; PackedWeight::words_len(n, k, format)]),
+            scales: on.floats(vec![0.0; PackedWeight::scales_len(n, k, format)]),
+            pairs: on.floats2(vec![0.0; 2 * entries], [entries, 2]),
+            bias: bias.then(|| on.floats(vec![0.0; n])),
+            shape,
+        })
+    }
+
+    /// `x[.., k]` to `[.., n]`, in the type of `x`; computed in the type of the scales ([`op::qgemm`]).
+    ///
+    /// # Panics
+    /// If the last axis of `x` is not k, if `x` lives on another device, or if the device fails.
+    pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        op::qgemm(x, self.tensors())
+    }
+
+    /// The buffers that [`op::qgemm`] takes; cheap, since tensors share their data.
+    pub fn tensors(&self) -> FluteTensors {
+        FluteTensors {
+            words: self.words.val(),
+            scales: self.scales.val(),
+            pairs: self.pairs.val(),
+            bias: self.bias.as_ref().map(Param::val),
+            shape: self.shape,
+        }
+    }
+
+    /// Shape and format.
+    pub fn shape(&self) -> WeightShape {
+        self.shape
+    }
+
+    /// Bytes of codes, scales and table on the device.
+    pub fn bytes(&self) -> usize {
+        let floats = self.scales.shape().num_elements() + self.pairs.shape().num_elements();
+        4 * self.words.shape().num_elements() + floats * self.scales.val().dtype().size()
+    }
+}
+
+impl ModuleDisplay for FluteLinear {
+    fn custom_settings(&self) -> Option<DisplaySettings> {
+        // Words and scales are not parameters in the sense in which Burn counts them.
+        let settings = DisplaySettings::new().with_new_line_after_attribute(false);
+        settings.with_show_num_parameters(false).optional()
+    }
+
+    fn custom_content(&self, content: Content) -> Option<Content> {
+        let WeightShape { n, k, format } = self.shape;
+        let content = content.add("d_input", &k).add("d_output", &n);
+        let content = content.add("format", &format.to_string());
+        content.add("bias", &self.bias.is_some()).optional()
+    }
+}
+
+/// A linear layer of a model: dense or quantized.
+#[derive(Module, Debug)]
+pub enum AnyLinear {
+    /// Burn's own.
+    Dense(nn::Linear),
+    /// In codes.
+    Flute(FluteLinear),
+}
+
+impl AnyLinear {
+    /// A dense layer of `weight` `[n, k]`, row-major, rounded to `dtype`.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] if the device does not compute in `dtype`; lengths that contradict `[n, k]`.
+    pub fn dense(
+        weight: Vec<f32>,
+        [n, k]: [usize; 2],
+        bias: Option<Vec<f32>>,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Self> {
+        device::check_dtype(device, dtype)?;
+        check_bias(bias.as_ref().map(Vec::len), n)?;
+        if weight.len() != n * k {
+            let (tensor, found, needed) = ("weight".into(), weight.len(), n * k);
+            return Err(Error::WeightLength { tensor, n, k, found, needed });
+        }
+        let on = On { dtype, device };
+        // Burn's layout is [k, n]: a transposed view of the rows as they lie, which its matmuls read as well.
+        let weight = on.floats2(weight, [n, k]).map(Tensor::transpose);
+        Ok(Self::Dense(nn::Linear { weight, bias: bias.map(|bias| on.floats(bias)) }))
+    }
+
+    /// `x[.., k]` to `[.., n]`.
+    ///
+    /// # Panics
+    /// If the last axis of `x` is not k.
+    pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        match self {
+            Self::Dense(linear) => linear.forward(x),
+            Self::Flute(linear) => linear.forward(x),
+        }
+    }
+
+    /// Output and input features `[n, k]`.
+    pub fn shape(&self) -> [usize; 2] {
+        match self {
+            Self::Dense(linear) => {
+                let [k, n] = linear.weight.shape().dims();
+                [n, k]
+            }
+            Self::Flute(linear) => [linear.shape.n, linear.shape.k],
+        }
+    }
+
+    /// Bytes of the weight on the device.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Dense(linear) => {
+                linear.weight.shape().num_elements() * linear.weight.val().dtype().size()
+            }
+            Self::Flute(linear) => linear.bytes(),
+        }
+    }
+}
+
+/// Where and in what type parameters are made.
+struct On<'a> {
+    dtype: DType,
+    device: &'a Device,
+}
+
+// Weights live as long as the model: persistent allocations keep them out of the pools that activations churn.
+impl On<'_> {
+    fn words(&self, words: Vec<u32>) -> Param<Tensor<1, Int>> {
+        let len = words.len();
+        let words: Vec<i32> = bytemuck::allocation::cast_vec(words);
+        let tensor = self
+            .device
+            .memory_persistent_allocations(TensorData::new(words, [len]), |data: TensorData| {
+                Tensor::from_data(data, (self.device, DType::I32))
+            });
+        Param::initialized(ParamId::new(), tensor)
+    }
+
+    fn floats(&self, values: Vec<f32>) -> Param<Tensor<1>> {
+        let len = values.len();
+        Param::initialized(ParamId::new(), self.tensor(TensorData::new(values, [len])))
+    }
+
+    fn floats2(&self, values: Vec<f32>, shape: [usize; 2]) -> Param<Tensor<2>> {
+        Param::initialized(ParamId::new(), self.tensor(TensorData::new(values, shape)))
+    }
+
+    fn tensor<const D: usize>(&self, data: TensorData) -> Tensor<D> {
+        self.device.memory_persistent_allocations(data, |data: TensorData| {
+            Tensor::from_data(data, (self.device, self.dtype))
+        })
+    }
+}
+
+/// Whether `device` will take every product with a weight of `shape` in `dtype`.
+fn check(shape: WeightShape, dtype: DType, device: &Device) -> Result<()> {
+    let dtype = device::check_dtype(device, dtype)?;
+    let Some(client) = device::client(device) else { return Ok(()) };
+    let (limits, WeightShape { n, k, format }) = (Limits::of(&client), shape);
+    for m in [1, 16, 512] {
+        Plan::select(&Problem { m, n, k, format, dtype, bias: true }, &limits)?;
+    }
+    Ok(())
+}
+
+fn check_bias(found: Option<usize>, n: usize) -> Result<()> {
+    match found {
+        Some(found) if found != n => Err(Error::TensorShape {
+            tensor: "bias".into(),
+            found: vec![found],
+            needed: format!("[{n}], one value an output feature"),
+        }),
+        _ => Ok(()),
+    }
+}
+
+fn host<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>> {
+    let device = tensor.device();
+    tensor.try_into_vec_as::<f32>().map_err(|error| Error::DeviceFailed {
+        device: device::name(&device),
+        reason: format!("it could not read a weight back: {error}"),
+    })
+}

@@ -1,0 +1,119 @@
+//! Keys and values of the tokens seen so far. A cache belongs to a sequence (or a batch of equally long ones), not to
+//! the model: a new sequence is a new cache, and nothing of another one can leak into it.
+//!
+//! Everything is allocated when the cache is made, for the capacity it is made with; a token beyond that is refused
+//! before anything is computed.
+
+use super::rope::Rotations;
+use crate::checkpoint::ModelConfig;
+use crate::error::{Error, Result};
+use burn::tensor::{DType, Device, Tensor};
+
+/// The state of a batch of sequences.
+#[derive(Clone, Debug)]
+pub struct Cache {
+    pub(super) layers: Vec<KeysValues>,
+    pub(super) rotations: Rotations,
+    batch: usize,
+    capacity: usize,
+    len: usize,
+}
+
+impl Cache {
+    pub(super) fn new(
+        config: &ModelConfig,
+        [batch, capacity]: [usize; 2],
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Self> {
+        for (name, found) in
+            [("the batch of a cache", batch), ("the capacity of a cache", capacity)]
+        {
+            if found == 0 {
+                let needed = "at least 1".into();
+                return Err(Error::InvalidOption { name, found: "0".into(), needed });
+            }
+        }
+        let limit = config.max_position_embeddings;
+        if capacity > limit {
+            return Err(Error::PromptTooLong { found: capacity, limit });
+        }
+        let shape = [batch, config.num_key_value_heads, capacity, config.head_dim];
+        let zeros = || Tensor::zeros(shape, (device, dtype));
+        let layer = |_| KeysValues { keys: zeros(), values: zeros() };
+        Ok(Self {
+            layers: (0..config.num_hidden_layers).map(layer).collect(),
+            rotations: Rotations::new(&config.rope, config.head_dim, capacity, device),
+            batch,
+            capacity,
+            len: 0,
+        })
+    }
+
+    /// Tokens seen so far by each sequence.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether no token was seen yet.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Tokens that each sequence may have.
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// Sequences.
+    pub fn batch(&self) -> usize {
+        self.batch
+    }
+
+    /// Refuses a step of `[batch, tokens]` that the cache was not made for.
+    pub(super) fn admit(&self, [batch, tokens]: [usize; 2]) -> Result<()> {
+        if batch != self.batch {
+            let (found, needed) = (batch.to_string(), format!("{} for this cache", self.batch));
+            return Err(Error::InvalidOption { name: "the batch of tokens", found, needed });
+        }
+        if tokens == 0 {
+            return Err(Error::EmptyPrompt);
+        }
+        let found = self.len + tokens;
+        if found > self.capacity {
+            return Err(Error::PromptTooLong { found, limit: self.capacity });
+        }
+        Ok(())
+    }
+
+    /// Counts `tokens` as seen, after every layer has.
+    pub(super) fn advance(&mut self, tokens: usize) {
+        self.len += tokens;
+    }
+}
+
+/// Keys and values of one layer: `[batch, kv heads, capacity, head_dim]` each, the first `len` of them filled.
+#[derive(Clone, Debug)]
+pub(super) struct KeysValues {
+    keys: Tensor<4>,
+    values: Tensor<4>,
+}
+
+impl KeysValues {
+    /// Puts the keys and values of new tokens behind the `start` ones there are, and returns all of them. The buffers
+    /// are written in place, since nothing else holds them between two steps.
+    pub(super) fn append(
+        &mut self,
+        start: usize,
+        keys: Tensor<4>,
+        values: Tensor<4>,
+    ) -> [Tensor<4>; 2] {
+        let [batch, heads, tokens, dim] = keys.dims();
+        let put = |all: &mut Tensor<4>, new: Tensor<4>| {
+            let at = [0..batch, 0..heads, start..start + tokens, 0..dim];
+            all.inplace(|all| all.slice_assign(at, new));
+            all.clone().narrow(2, 0, start + tokens)
+        };
+        [put(&mut self.keys, keys), put(&mut self.values, values)]
+    }
+}

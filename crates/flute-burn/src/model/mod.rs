@@ -1,0 +1,219 @@
+//! Language models that hold dense or quantized linear layers alike.
+//!
+//! A [`Model`] is read from a directory in Hugging Face layout, layer by layer, onto one device, and computes logits;
+//! the state of a sequence is a [`Cache`] and belongs to whoever generates. Weights and activations have one float
+//! type, the model's; norms, rotations, softmax and logits are f32 always. Served: LLaMA 1 to 3.2. Refused: other
+//! architectures (by name), tensors whose shapes contradict `config.json`, tokens outside the vocabulary, sequences
+//! beyond the context.
+
+mod attention;
+mod cache;
+mod llama;
+mod load;
+mod norm;
+mod rope;
+
+pub use cache::Cache;
+pub use load::LoadOptions;
+
+use crate::checkpoint::{Architecture, GenerationConfig, ModelConfig, Reader};
+use crate::error::{Error, Result};
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use llama::Llama;
+use load::Loader;
+use std::path::Path;
+
+/// A model on a device.
+#[derive(Clone, Debug)]
+pub struct Model {
+    config: ModelConfig,
+    generation: GenerationConfig,
+    network: Network,
+    device: Device,
+    dtype: DType,
+}
+
+/// One variant a family. Boxed: a model is moved around as one pointer.
+#[derive(Clone, Debug)]
+enum Network {
+    Llama(Box<Llama>),
+}
+
+/// What the linear layers of a model hold.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WeightSummary {
+    /// Linear layers, the head included where it is one.
+    pub linears: usize,
+    /// Those of them that hold codes.
+    pub quantized: usize,
+    /// Weights in all of them.
+    pub weights: usize,
+    /// Bytes of them on the device, scales and tables included.
+    pub bytes: usize,
+}
+
+impl Model {
+    /// Reads the model in `dir`.
+    ///
+    /// # Errors
+    /// What [`Reader::open`] refuses; [`Error::Unsupported`] for architectures without a model here and types that the
+    /// device does not compute in; [`Error::TensorAbsent`], [`Error::TensorShape`].
+    pub fn load(dir: &Path, options: &LoadOptions) -> Result<Self> {
+        Self::load_with(dir, options, &mut |_, _| {})
+    }
+
+    /// Reads the model in `dir`; `progress` hears the blocks done and the number of blocks.
+    ///
+    /// # Errors
+    /// As [`Model::load`].
+    pub fn load_with(
+        dir: &Path,
+        options: &LoadOptions,
+        progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<Self> {
+        let reader = Reader::open(dir)?;
+        let (config, generation) = (reader.config().clone(), reader.generation().clone());
+        let loader = Loader::new(&reader, options)?;
+        let total = config.num_hidden_layers;
+        let mut progress = |done| progress(done, total);
+        let network = match &config.architecture {
+            Architecture::Llama => {
+                Network::Llama(Box::new(Llama::load(&loader, &config, &mut progress)?))
+            }
+            other => {
+                return Err(Error::Unsupported {
+                    what: other.name().into(),
+                    reason: "its configuration is known and its layers are not; LlamaForCausalLM runs".into(),
+                });
+            }
+        };
+        let (device, dtype) = (options.device.clone(), loader.dtype());
+        Ok(Self { config, generation, network, device, dtype })
+    }
+
+    /// Ids to a tensor `[batch, ids / batch]` on the model's device.
+    ///
+    /// # Errors
+    /// [`Error::TokenOutOfRange`]; [`Error::InvalidOption`] if `batch` does not divide the number of ids.
+    pub fn tokens(&self, ids: &[u32], batch: usize) -> Result<Tensor<2, Int>> {
+        let vocab = self.config.vocab_size;
+        if let Some(token) = ids.iter().copied().find(|id| *id as usize >= vocab) {
+            return Err(Error::TokenOutOfRange { token, vocab });
+        }
+        if batch == 0 || !ids.len().is_multiple_of(batch) {
+            let (found, needed) = (batch.to_string(), format!("a divisor of {} ids", ids.len()));
+            return Err(Error::InvalidOption { name: "the batch", found, needed });
+        }
+        let ids: Vec<i32> = ids.iter().map(|id| *id as i32).collect();
+        let shape = [batch, ids.len() / batch];
+        Ok(Tensor::from_data(TensorData::new(ids, shape), &self.device))
+    }
+
+    /// An empty cache for `batch` sequences of at most `capacity` tokens each.
+    ///
+    /// # Errors
+    /// [`Error::InvalidOption`] if either is 0; [`Error::PromptTooLong`] if the context is shorter than `capacity`.
+    pub fn new_cache(&self, batch: usize, capacity: usize) -> Result<Cache> {
+        Cache::new(&self.config, [batch, capacity], self.dtype, &self.device)
+    }
+
+    /// Logits `[batch, tokens, vocab]`, f32, of the `tokens` `[batch, tokens]` that follow what `cache` has seen.
+    ///
+    /// Ids must be below the vocabulary's size ([`Model::tokens`] checks them).
+    ///
+    /// # Errors
+    /// [`Error::PromptTooLong`], [`Error::InvalidOption`] or [`Error::EmptyPrompt`] if the cache was not made for such
+    /// a step; it is left as it was.
+    ///
+    /// # Panics
+    /// If the device fails: operations of Burn have no other way to say so.
+    pub fn forward(&self, tokens: Tensor<2, Int>, cache: &mut Cache) -> Result<Tensor<3>> {
+        Ok(self.logits(self.hidden(tokens, cache)?))
+    }
+
+    /// As [`Model::forward`], the logits `[batch, 1, vocab]` of the last token alone: the head is a large product, and
+    /// generation needs no other.
+    ///
+    /// # Errors
+    /// As [`Model::forward`].
+    ///
+    /// # Panics
+    /// As [`Model::forward`].
+    pub fn forward_last(&self, tokens: Tensor<2, Int>, cache: &mut Cache) -> Result<Tensor<3>> {
+        let hidden = self.hidden(tokens, cache)?;
+        let last = hidden.dims()[1] - 1;
+        Ok(self.logits(hidden.narrow(1, last, 1)))
+    }
+
+    /// Hidden states `[batch, tokens, hidden]` behind the last norm.
+    pub(crate) fn hidden(&self, tokens: Tensor<2, Int>, cache: &mut Cache) -> Result<Tensor<3>> {
+        cache.admit(tokens.dims())?;
+        Ok(match &self.network {
+            Network::Llama(llama) => llama.hidden(tokens, cache),
+        })
+    }
+
+    /// Logits `[.., vocab]` of hidden states, f32.
+    pub(crate) fn logits(&self, hidden: Tensor<3>) -> Tensor<3> {
+        match &self.network {
+            Network::Llama(llama) => llama.logits(hidden),
+        }
+    }
+
+    /// What the model is.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// How its author means it to be sampled.
+    pub fn generation(&self) -> &GenerationConfig {
+        &self.generation
+    }
+
+    /// The tokens that end a sequence: those of `generation_config.json`, or else of `config.json`.
+    pub fn stop_ids(&self) -> &[u32] {
+        match self.generation.eos_token_ids.as_slice() {
+            [] => &self.config.eos_token_ids,
+            ids => ids,
+        }
+    }
+
+    /// Tokens that a sequence may have.
+    pub fn context(&self) -> usize {
+        self.config.max_position_embeddings
+    }
+
+    /// Tokens that exist.
+    pub fn vocab(&self) -> usize {
+        self.config.vocab_size
+    }
+
+    /// Where it lives.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// The type of its weights and activations.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Its linear layers in numbers.
+    pub fn weights(&self) -> WeightSummary {
+        let Network::Llama(llama) = &self.network;
+        llama.linears().fold(WeightSummary::default(), |sum, linear| WeightSummary {
+            linears: sum.linears + 1,
+            quantized: sum.quantized + usize::from(matches!(linear, crate::linear::AnyLinear::Flute(_))),
+            weights: sum.weights + linear.shape().iter().product::<usize>(),
+            bytes: sum.bytes + linear.bytes(),
+        })
+    }
+}
+
+impl std::fmt::Display for Model {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.network {
+            Network::Llama(llama) => llama.fmt(f),
+        }
+    }
+}

@@ -1,0 +1,318 @@
+//! What can be typed: commands, flags, their environment variables and their help.
+//!
+//! Every flag can be set by `FLUTE_<NAME>` too; a flag typed wins over its variable. Values are
+//! checked here by the library's own constructors, so that a width or a group that no kernel serves
+//! is a usage error (exit code 2) before any file is opened.
+
+use burn::tensor::DType;
+use clap::builder::FalseyValueParser;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use flute_burn::checkpoint::ScaleDtype;
+use flute_cube::{Bits, Group, TableKind};
+use std::path::PathBuf;
+
+/// Run and make LUT-quantized language models: 2, 3 and 4 bits a weight, any table.
+#[derive(Debug, Parser)]
+#[command(name = "flute", version, arg_required_else_help = true)]
+pub(crate) struct Flute {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+
+    /// Say on stderr what is done and chosen; RUST_LOG, where set, decides instead
+    #[arg(
+        short,
+        long,
+        global = true,
+        env = "FLUTE_VERBOSE",
+        value_parser = FalseyValueParser::new()
+    )]
+    pub(crate) verbose: bool,
+
+    /// No progress bars and no statistics on stderr, errors alone
+    #[arg(short, long, global = true, env = "FLUTE_QUIET", value_parser = FalseyValueParser::new())]
+    pub(crate) quiet: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Quantize a Hugging Face model directory into a new one
+    Quantize(QuantizeArgs),
+    /// Show what a model directory holds
+    Inspect(InspectArgs),
+    /// Continue one prompt
+    Generate(GenerateArgs),
+    /// Talk to a model, one line a turn; end with Ctrl-D
+    Chat(ChatArgs),
+    /// Measure the perplexity of a model over a text
+    Eval(EvalArgs),
+    /// Show the devices found, what each can do and what is missing
+    Doctor(DoctorArgs),
+    /// Print the completion script of a shell
+    Completions(CompletionsArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct QuantizeArgs {
+    /// Directory with config.json and safetensors
+    pub(crate) model: PathBuf,
+
+    /// Directory to write; it appears when it is complete
+    #[arg(short, long, env = "FLUTE_OUTPUT")]
+    pub(crate) output: PathBuf,
+
+    /// Bits a weight: 2, 3 or 4
+    #[arg(long, default_value = "4", value_parser = bits, env = "FLUTE_BITS")]
+    pub(crate) bits: Bits,
+
+    /// Weights that share a scale: 32, 64, 128, 256, or `row` for a whole row
+    #[arg(long, default_value = "64", value_parser = group, env = "FLUTE_GROUP_SIZE")]
+    pub(crate) group_size: Group,
+
+    /// Values that the codes name: nf, nf-symmetric, int or fp
+    #[arg(long, default_value = "nf", value_parser = table, env = "FLUTE_TABLE")]
+    pub(crate) table: TableKind,
+
+    /// Layers to leave dense beside embeddings and lm_head, such as down_proj, layers.0 or
+    /// model.*.self_attn.*; may be repeated
+    #[arg(long, value_delimiter = ',', value_name = "LAYERS", env = "FLUTE_SKIP")]
+    pub(crate) skip: Vec<String>,
+
+    /// Type of the stored scales
+    #[arg(
+        long,
+        visible_alias = "dtype",
+        default_value = "f16",
+        value_name = "TYPE",
+        env = "FLUTE_SCALE_DTYPE"
+    )]
+    pub(crate) scale_dtype: ScaleArg,
+
+    /// Replace the output directory if it exists
+    #[arg(long, env = "FLUTE_FORCE", value_parser = FalseyValueParser::new())]
+    pub(crate) force: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InspectArgs {
+    /// Model directory, dense or quantized
+    pub(crate) model: PathBuf,
+
+    /// Decode every tensor and check every code, scale and table
+    #[arg(long, env = "FLUTE_VERIFY", value_parser = FalseyValueParser::new())]
+    pub(crate) verify: bool,
+
+    #[command(flatten)]
+    pub(crate) json: JsonArg,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct GenerateArgs {
+    /// Model directory, dense or quantized
+    pub(crate) model: PathBuf,
+
+    /// Text to continue; `-` reads it from stdin
+    #[arg(short, long, env = "FLUTE_PROMPT")]
+    pub(crate) prompt: String,
+
+    #[command(flatten)]
+    pub(crate) sampling: SamplingArgs,
+
+    #[command(flatten)]
+    pub(crate) runtime: RuntimeArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ChatArgs {
+    /// Model directory with a chat template
+    pub(crate) model: PathBuf,
+
+    /// What the model is told before the first turn
+    #[arg(long, env = "FLUTE_SYSTEM")]
+    pub(crate) system: Option<String>,
+
+    #[command(flatten)]
+    pub(crate) sampling: SamplingArgs,
+
+    #[command(flatten)]
+    pub(crate) runtime: RuntimeArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct EvalArgs {
+    /// Model directory, dense or quantized
+    pub(crate) model: PathBuf,
+
+    /// Text to predict, UTF-8
+    #[arg(long, value_name = "FILE", env = "FLUTE_TEXT")]
+    pub(crate) text: PathBuf,
+
+    /// Predictions a window; windows share nothing
+    #[arg(long, default_value_t = 512, value_name = "TOKENS", env = "FLUTE_WINDOW")]
+    pub(crate) window: usize,
+
+    #[command(flatten)]
+    pub(crate) runtime: RuntimeArgs,
+
+    #[command(flatten)]
+    pub(crate) json: JsonArg,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DoctorArgs {
+    #[command(flatten)]
+    pub(crate) json: JsonArg,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CompletionsArgs {
+    /// Shell to complete for
+    pub(crate) shell: clap_complete::Shell,
+}
+
+/// Where and in what precision a model runs.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Device")]
+pub(crate) struct RuntimeArgs {
+    /// auto, cuda[:N], vulkan[:N], wgpu[:N] or cpu
+    #[arg(long, default_value = "auto", env = "FLUTE_DEVICE")]
+    pub(crate) device: String,
+
+    /// Type of activations: auto is f16 on a GPU that has it, else f32
+    #[arg(long, default_value = "auto", value_name = "TYPE", env = "FLUTE_DTYPE")]
+    pub(crate) dtype: ActivationArg,
+
+    /// Decode quantized layers when loading and keep them dense: more memory, and much faster on
+    /// a CPU
+    #[arg(long, env = "FLUTE_DEQUANTIZE", value_parser = FalseyValueParser::new())]
+    pub(crate) dequantize: bool,
+}
+
+/// How the next token is chosen and when to stop.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Sampling")]
+pub(crate) struct SamplingArgs {
+    /// Tokens to generate at most
+    #[arg(short = 'n', long, default_value_t = 256, env = "FLUTE_MAX_TOKENS")]
+    pub(crate) max_tokens: usize,
+
+    /// 0 always takes the likeliest token
+    #[arg(long, default_value_t = 0.0, env = "FLUTE_TEMPERATURE")]
+    pub(crate) temperature: f32,
+
+    /// Keep the K likeliest tokens
+    #[arg(long, value_name = "K", env = "FLUTE_TOP_K")]
+    pub(crate) top_k: Option<usize>,
+
+    /// Keep the likeliest tokens that together reach this probability
+    #[arg(long, value_name = "P", env = "FLUTE_TOP_P")]
+    pub(crate) top_p: Option<f32>,
+
+    /// Keep tokens at least this likely in proportion to the likeliest
+    #[arg(long, value_name = "P", env = "FLUTE_MIN_P")]
+    pub(crate) min_p: Option<f32>,
+
+    /// The same seed gives the same text
+    #[arg(long, default_value_t = 0, env = "FLUTE_SEED")]
+    pub(crate) seed: u64,
+
+    /// Text at which to stop, not printed; may be repeated
+    #[arg(long, value_name = "TEXT", env = "FLUTE_STOP")]
+    pub(crate) stop: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct JsonArg {
+    /// Print JSON
+    #[arg(long = "json", env = "FLUTE_JSON", value_parser = FalseyValueParser::new())]
+    pub(crate) wanted: bool,
+}
+
+/// Type of stored scales.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum ScaleArg {
+    F16,
+    Bf16,
+    F32,
+    /// The type that the model stores each weight in
+    Model,
+}
+
+impl From<ScaleArg> for ScaleDtype {
+    fn from(scale: ScaleArg) -> Self {
+        match scale {
+            ScaleArg::F16 => Self::Float16,
+            ScaleArg::Bf16 => Self::BFloat16,
+            ScaleArg::F32 => Self::Float32,
+            ScaleArg::Model => Self::Model,
+        }
+    }
+}
+
+/// Type of activations.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum ActivationArg {
+    Auto,
+    F32,
+    F16,
+    Bf16,
+}
+
+impl From<ActivationArg> for Option<DType> {
+    fn from(dtype: ActivationArg) -> Self {
+        match dtype {
+            ActivationArg::Auto => None,
+            ActivationArg::F32 => Some(DType::F32),
+            ActivationArg::F16 => Some(DType::F16),
+            ActivationArg::Bf16 => Some(DType::BF16),
+        }
+    }
+}
+
+fn bits(text: &str) -> Result<Bits, String> {
+    let bits: u8 = text.parse().map_err(|_| "choose 2, 3 or 4".to_owned())?;
+    Bits::new(bits).map_err(|error| error.to_string())
+}
+
+fn group(text: &str) -> Result<Group, String> {
+    if text == "row" {
+        return Ok(Group::Whole);
+    }
+    let size: usize = text.parse().map_err(|_| "choose 32, 64, 128, 256 or row".to_owned())?;
+    Group::new(size).map_err(|error| error.to_string())
+}
+
+/// The kinds whose values the name alone gives.
+fn table(text: &str) -> Result<TableKind, String> {
+    match text.parse().map_err(|error: flute_cube::Error| error.to_string())? {
+        TableKind::Custom | TableKind::Pairs => {
+            Err(format!("the name '{text}' gives no values; choose nf, nf-symmetric, int or fp"))
+        }
+        kind => Ok(kind),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Flute;
+    use clap::CommandFactory;
+
+    #[test]
+    fn every_flag_can_be_set_by_its_variable() {
+        let flute = Flute::command();
+        flute.clone().debug_assert();
+        let mut flags = 0;
+        for command in flute.get_subcommands().chain([&flute]) {
+            for flag in command.get_arguments().filter(|flag| flag.get_long().is_some()) {
+                let long = flag.get_long().unwrap_or_default();
+                let expected = format!("FLUTE_{}", long.to_uppercase().replace('-', "_"));
+                assert_eq!(
+                    flag.get_env().and_then(|name| name.to_str()),
+                    Some(&*expected),
+                    "--{long}"
+                );
+                flags += 1;
+            }
+        }
+        assert!(flags > 20, "only {flags} flags were looked at");
+    }
+}

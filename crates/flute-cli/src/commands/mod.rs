@@ -1,0 +1,24 @@
+//! The commands, one a file: each calls the library with what was typed and prints the result.
+
+mod chat;
+mod completions;
+mod doctor;
+mod eval;
+mod generate;
+mod inspect;
+mod quantize;
+
+use crate::args::{Command, Flute};
+
+/// Runs what was typed.
+pub(crate) fn run(flute: &Flute) -> anyhow::Result<()> {
+    match &flute.command {
+        Command::Quantize(args) => quantize::run(args, flute.quiet),
+        Command::Inspect(args) => inspect::run(args),
+        Command::Generate(args) => generate::run(args, flute.quiet),
+        Command::Chat(args) => chat::run(args, flute.quiet),
+        Command::Eval(args) => eval::run(args, flute.quiet),
+        Command::Doctor(args) => doctor::run(args),
+        Command::Completions(args) => completions::run(args),
+    }
+}

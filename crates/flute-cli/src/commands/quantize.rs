@@ -1,0 +1,52 @@
+//! `flute quantize`: a dense model directory into one of ours, whole or not at all.
+
+use crate::args::QuantizeArgs;
+use crate::{output, progress};
+use flute_burn::checkpoint::{ConvertOptions, Progress, Summary, convert};
+use flute_burn::quantize::Method;
+use flute_cube::{Format, Table};
+use indicatif::DecimalBytes;
+
+pub(crate) fn run(args: &QuantizeArgs, quiet: bool) -> anyhow::Result<()> {
+    let table = Table::named(args.table, args.bits)?;
+    let method = Method::Absmax { table, group: args.group_size };
+    let bar = progress::bytes(quiet);
+    let mut show = |progress: Progress<'_>| {
+        bar.set_length(progress.bytes_total);
+        bar.set_position(progress.bytes);
+        bar.set_message(progress.tensor.to_owned());
+    };
+    let mut options = ConvertOptions::new(&args.model, &args.output, method, &mut show);
+    options.skip.clone_from(&args.skip);
+    options.scale_dtype = args.scale_dtype.into();
+    options.writer.overwrite = args.force;
+    let summary = convert(options)?;
+    bar.finish_and_clear();
+    print(args, &summary)
+}
+
+fn print(args: &QuantizeArgs, summary: &Summary) -> anyhow::Result<()> {
+    let format = Format { bits: args.bits, group: args.group_size };
+    let Summary { quantized, copied, bytes_before, bytes_after, bits_per_weight, classes, .. } =
+        summary;
+    let (before, after) = (DecimalBytes(*bytes_before), DecimalBytes(*bytes_after));
+    let ratio = *bytes_before as f64 / (*bytes_after).max(1) as f64;
+    output::line(format_args!(
+        "{format} {}: {quantized} layers, {copied} tensors kept",
+        args.table
+    ))?;
+    output::line(format_args!(
+        "{before} -> {after} ({ratio:.2}x), {bits_per_weight:.2} bits a quantized weight"
+    ))?;
+    for class in classes {
+        let (name, relative) = (&class.class, class.relative_error());
+        let (layers, largest) = (class.layers, class.max_error);
+        output::line(format_args!(
+            "  {name:<12} {layers:>4} layers  relative error {relative:.2e}  largest {largest:.2e}"
+        ))?;
+    }
+    let target = args.output.display();
+    output::line(format_args!("written to {target}"))?;
+    output::line(format_args!("next: flute generate {target} -p \"Once upon a time\""))?;
+    Ok(())
+}

@@ -1,0 +1,50 @@
+//! FLUTE's lookup-table matrix product in CubeCL: `y = x · Wᵀ` with `W = table[code] · scale`.
+//!
+//! Weights are 2-, 3- or 4-bit codes into any table, with one scale a group. A table may be integers, small floats,
+//! Normal Float, learned values or a two-dimensional codebook: all are served by the same kernels.
+//!
+//! Four nouns, in the order of use: a [`Problem`] says what is asked, a [`Plan`] how it will be done (plain data: it
+//! can be validated, hashed, forced by a test, tuned), [`qgemm`] is the only way to the device, and `kernel` holds
+//! what runs there. [`Quantized`] is a weight as files hold it, [`PackedWeight`] as kernels read it, and
+//! [`reference`] defines what is correct.
+//!
+//! ```
+//! use flute_cube::{Format, Group, PackedWeight, Quantized, QuantizedParts, Table};
+//!
+//! let format = Format::new(4, 32)?;
+//! let weight = Quantized::new(QuantizedParts {
+//!     n: 2,
+//!     k: 32,
+//!     format,
+//!     codes: (0..64).map(|i| i % 16).collect(),
+//!     scales: vec![0.5, 2.0],
+//!     table: Table::nf(format.bits),
+//! })?;
+//! let packed = PackedWeight::pack(&weight);
+//! assert_eq!(packed.dequantize(), weight.dequantize());
+//! assert_eq!(weight.dequantize()[47], 2.0 * Table::nf(format.bits).values()[15]);
+//! # Ok::<(), flute_cube::Error>(())
+//! ```
+
+mod error;
+mod format;
+mod kernel;
+mod launch;
+mod limits;
+pub mod measure;
+pub mod pack;
+mod plan;
+mod problem;
+mod quantized;
+pub mod reference;
+mod table;
+
+pub use error::{Error, Result};
+pub use format::{Bits, Dtype, Format, Group};
+pub use launch::{Operands, qgemm, qgemm_with};
+pub use limits::Limits;
+pub use pack::PackedWeight;
+pub use plan::{MmaPlan, Plan, PortablePlan};
+pub use problem::Problem;
+pub use quantized::{MAX_DIM, Quantized, QuantizedParts};
+pub use table::{Table, TableKind};

@@ -1,0 +1,80 @@
+//! What a device offers, as far as plans depend on it: plain data, so that a plan for any device can be made and
+//! tested on any other.
+
+use crate::{Dtype, Error, Result};
+use cubecl::{features::TypeUsage, ir::{ElemType, FloatKind}, prelude::Client};
+
+/// The limits of one device.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Limits {
+    /// How the device names itself.
+    pub name: String,
+    /// The runtime that drives it: `cuda`, `wgpu<wgsl>`, ….
+    pub runtime: String,
+    /// Multiprocessors, or 16 where the runtime does not say.
+    pub processors: usize,
+    /// Bytes of shared memory that one cube may use.
+    pub shared_bytes: usize,
+    /// Units of one cube.
+    pub cube_units: usize,
+    /// Cubes along one axis of a launch.
+    pub cube_count: usize,
+    /// Types that buffers and arithmetic may use.
+    pub dtypes: Vec<Dtype>,
+    /// Whether `mma.sync.m16n8k16` and inline PTX are there: CUDA from compute capability 8.0 on.
+    pub mma: bool,
+}
+
+impl Limits {
+    /// The limits of `client`'s device.
+    pub fn of(client: &Client) -> Self {
+        let properties = client.properties();
+        let (hardware, features) = (&properties.hardware, &properties.features);
+        let served = |dtype: &Dtype| {
+            let kind = match dtype {
+                Dtype::F32 => FloatKind::F32,
+                Dtype::F16 => FloatKind::F16,
+                Dtype::BF16 => FloatKind::BF16,
+            };
+            let usage = features.types.elem.get(&ElemType::Float(kind));
+            usage.is_some_and(|u| u.contains(TypeUsage::Buffer) && u.contains(TypeUsage::Conversion))
+        };
+        let runtime = client.name().to_string();
+        Self {
+            name: properties.identity.name.clone(),
+            processors: hardware.num_streaming_multiprocessors.unwrap_or(16) as usize,
+            shared_bytes: hardware.max_shared_memory_size,
+            cube_units: hardware.max_units_per_cube as usize,
+            cube_count: hardware.max_cube_count.0 as usize,
+            dtypes: Dtype::ALL.into_iter().filter(served).collect(),
+            mma: runtime == "cuda" && features.copy_async && !features.matmul.mma.is_empty(),
+            runtime,
+        }
+    }
+
+    /// An NVIDIA GPU that is not there, for planning: multiprocessors and kilobytes of shared memory a cube.
+    pub fn nvidia(name: &str, processors: usize, shared_kb: usize) -> Self {
+        Self {
+            name: name.into(),
+            runtime: "cuda".into(),
+            processors,
+            shared_bytes: shared_kb << 10,
+            cube_units: 1024,
+            cube_count: i32::MAX as usize,
+            dtypes: Dtype::ALL.to_vec(),
+            mma: true,
+        }
+    }
+
+    /// Whether `dtype` may be used.
+    ///
+    /// # Errors
+    /// [`Error::UnsupportedDtype`].
+    pub fn require(&self, dtype: Dtype) -> Result<()> {
+        if self.dtypes.contains(&dtype) {
+            return Ok(());
+        }
+        let instead = if self.dtypes.contains(&Dtype::F16) { Dtype::F16 } else { Dtype::F32 };
+        Err(Error::UnsupportedDtype { dtype, device: self.name.clone(), instead })
+    }
+}

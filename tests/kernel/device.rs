@@ -1,0 +1,101 @@
+//! The runtimes of this machine, and buffers whose surroundings are watched.
+
+use cubecl::{
+    Device,
+    device::WgpuDeviceKind::{Cpu, DiscreteGpu, IntegratedGpu, VirtualGpu},
+    prelude::Client,
+    server::Handle,
+};
+use flute_cube::Limits;
+use std::{panic, sync::OnceLock};
+
+/// One device and what it offers.
+pub(crate) struct Runtime {
+    pub(crate) name: &'static str,
+    pub(crate) client: Client,
+    pub(crate) limits: Limits,
+}
+
+/// Every runtime found, CUDA first.
+pub(crate) fn runtimes() -> &'static [Runtime] {
+    static FOUND: OnceLock<Vec<Runtime>> = OnceLock::new();
+    FOUND.get_or_init(|| {
+        let required = std::env::var("FLUTE_REQUIRE").unwrap_or_default();
+        let required: Vec<&str> = required.split(',').filter(|name| !name.is_empty()).collect();
+        if let Some(unknown) = required.iter().find(|name| !["cuda", "wgpu"].contains(*name)) {
+            panic!("FLUTE_REQUIRE names '{unknown}'; known are cuda and wgpu");
+        }
+        let wgpu = || {
+            [DiscreteGpu(0), IntegratedGpu(0), VirtualGpu(0), Cpu]
+                .into_iter()
+                .find_map(|k| Device::wgpu(k).ok())
+        };
+        let probes: [(&str, &dyn Fn() -> Option<Device>); 2] =
+            [("cuda", &|| Device::cuda(0).ok()), ("wgpu", &wgpu)];
+        let mut found = vec![];
+        for (name, probe) in probes {
+            // A driver library that is missing, or there without its device, panics in some of its bindings.
+            let start = || probe().map(|device| device.client());
+            match panic::catch_unwind(panic::AssertUnwindSafe(start)).ok().flatten() {
+                Some(client) => {
+                    let limits = Limits::of(&client);
+                    println!("{name}: {} ({}), {:?}", limits.name, limits.runtime, limits.dtypes);
+                    found.push(Runtime { name, client, limits });
+                }
+                None if required.contains(&name) => {
+                    panic!("FLUTE_REQUIRE names {name}, and there is none here")
+                }
+                None => println!("{name}: not found, its cases are skipped"),
+            }
+        }
+        found
+    })
+}
+
+/// Bytes on each side of a guarded buffer: more than any vector load, and what every runtime can align to.
+const GUARD: usize = 1024;
+
+/// A buffer inside a larger one whose other bytes are all ones, which is NaN in every float type: what is read
+/// there shows, and what is written there is found.
+#[derive(Clone)]
+pub(crate) struct Guarded {
+    outer: Handle,
+    len: usize,
+}
+
+impl Guarded {
+    pub(crate) fn new(client: &Client, bytes: &[u8]) -> Self {
+        let mut outer = vec![0xff; GUARD];
+        outer.extend_from_slice(bytes);
+        outer.resize((bytes.len() + 2 * GUARD).next_multiple_of(4), 0xff);
+        Self { outer: client.create_from_slice(&outer), len: bytes.len() }
+    }
+
+    /// A buffer that holds nothing but NaN.
+    pub(crate) fn poisoned(client: &Client, len: usize) -> Self {
+        Self::new(client, &vec![0xff; len])
+    }
+
+    /// What a kernel is given.
+    pub(crate) fn inner(&self) -> Handle {
+        let end = self.outer.size_in_used() - (GUARD + self.len) as u64;
+        self.outer.clone().offset_start(GUARD as u64).offset_end(end)
+    }
+
+    /// What lies around, too.
+    pub(crate) fn outer(&self) -> Handle {
+        self.outer.clone()
+    }
+
+    /// The inner bytes of `outer` as read back, if the guards are whole.
+    pub(crate) fn content<'a>(&self, outer: &'a [u8]) -> Result<&'a [u8], String> {
+        let (inner, end) = (&outer[GUARD..][..self.len], GUARD + self.len);
+        match (0..GUARD).chain(end..outer.len()).find(|i| outer[*i] != 0xff) {
+            Some(i) if i < GUARD => {
+                Err(format!("{} bytes before the buffer were overwritten", GUARD - i))
+            }
+            Some(i) => Err(format!("the byte {} after the buffer was overwritten", i - end)),
+            None => Ok(inner),
+        }
+    }
+}
