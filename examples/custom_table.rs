@@ -34,7 +34,7 @@ fn main() -> anyhow::Result<()> {
     let groups: Tensor<2> = weight.clone().reshape([1024 * 1024 / group, group]);
     let scaled = (groups.clone() / groups.max_abs_dim(1)).try_into_vec_as::<f32>()?;
 
-    let x = Tensor::<2>::random([16, 1024], Distribution::Default, &device);
+    let x = Tensor::<2>::random([16, 1024], Distribution::Normal(0.0, 1.0), &device);
     let expected = x.clone().matmul(weight.clone().transpose());
     for table in [Table::int(bits), Table::fp(bits), Table::nf(bits), fit(&scaled, bits)?] {
         let name = table.kind();

@@ -41,7 +41,7 @@ impl Mlp {
 fn main() -> anyhow::Result<()> {
     let device = device::parse("auto")?;
     let dense = Mlp::new(&device);
-    let x = Tensor::<3>::random([2, 5, 512], Distribution::Default, &device);
+    let x = Tensor::<3>::random([2, 5, 512], Distribution::Normal(0.0, 1.0), &device);
     let expected = dense.forward(x.clone());
 
     for bits in Bits::ALL {

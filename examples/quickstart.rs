@@ -27,10 +27,7 @@ fn main() -> Result<()> {
     let text = std::fs::read_to_string(source.join("eval.txt")).context("reading the text")?;
     let (prompt, ids) = (tokenizer.encode(PROMPT, true)?, tokenizer.encode(&text, false)?);
     let scratch = tempfile::tempdir()?;
-    let mut table = format!(
-        "{:8} {:>12} {:>13} {:>11}\n",
-        "model", "weight bytes", "bits a weight", "perplexity"
-    );
+    let mut table = "model    weight bytes bits a weight  perplexity\n".to_owned();
 
     for bits in [None, Some(Bits::Four), Some(Bits::Three)] {
         let (label, dir, bytes, width) = match bits {
@@ -43,8 +40,8 @@ fn main() -> Result<()> {
                 let target = scratch.path().join(&label);
                 let method = Method::Absmax { table: Table::nf(bits), group };
                 let mut quiet = |_: checkpoint::Progress<'_>| {};
-                let options = ConvertOptions::new(&source, &target, method, &mut quiet);
-                let summary = checkpoint::convert(options)?;
+                let summary =
+                    checkpoint::convert(ConvertOptions::new(&source, &target, method, &mut quiet))?;
                 (label, target, summary.bytes_after, summary.bits_per_weight)
             }
         };
@@ -57,8 +54,6 @@ fn main() -> Result<()> {
         let result = eval::perplexity(&model, &ids, &options, &mut |_| {})?;
         table += &format!("{label:8} {bytes:12} {width:13.2} {:11.3}\n", result.value);
     }
-    println!(
-        "{table}\nPerplexity over {WINDOWS} windows of 512 tokens of fixtures/tiny-llama/eval.txt."
-    );
+    println!("{table}\nPerplexity over {WINDOWS} windows of 512 tokens of its eval.txt.");
     Ok(())
 }

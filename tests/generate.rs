@@ -37,7 +37,7 @@ fn greedy(max_new_tokens: usize) -> GenerateOptions {
 
 /// The error of a request that must be refused.
 fn refused(prompt: &[u32], options: &GenerateOptions) -> Error {
-    generate(&MODEL, prompt, options).err().expect("refused before anything is computed")
+    generate(&MODEL, prompt, options).expect_err("refused before anything is computed")
 }
 
 #[test]

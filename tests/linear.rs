@@ -93,7 +93,7 @@ fn a_codebook_of_pairs_is_a_table_like_any_other() -> Result<()> {
 #[test]
 fn a_dense_layer_of_burn_becomes_a_quantized_one() -> Result<()> {
     let dense = LinearConfig::new(256, 128).init(&Device::flex());
-    let x = Tensor::<2>::random([7, 256], Distribution::Default, &Device::flex());
+    let x = Tensor::<2>::random([7, 256], Distribution::Normal(0.0, 1.0), &Device::flex());
     let expected = dense.forward(x.clone());
     let method = Method::Absmax { table: Table::nf(Bits::Four), group: Group::new(64)? };
     let linear = FluteLinear::from_linear(&dense, &method)?;
@@ -140,7 +140,7 @@ fn a_layer_says_what_it_is() -> Result<()> {
 }
 
 #[test]
-fn scales_that_overflow_the_type_are_refused_by_place() -> Result<()> {
+fn scales_and_tables_that_overflow_the_type_are_refused_by_place() -> Result<()> {
     let parts = QuantizedParts {
         n: 2,
         k: 64,
@@ -149,11 +149,19 @@ fn scales_that_overflow_the_type_are_refused_by_place() -> Result<()> {
         scales: vec![1.0, 1.0, 1.0, 1e30],
         table: Table::int(Bits::Four),
     };
-    let weight = Quantized::new(parts)?;
+    let weight = Quantized::new(parts.clone())?;
     assert!(FluteLinear::from_quantized(&weight, None, DType::F32, &Device::flex()).is_ok());
     let error =
         FluteLinear::from_quantized(&weight, None, DType::F16, &Device::flex()).unwrap_err();
     assert!(matches!(error, Error::ScaleOverflow { row: 1, group: 1, .. }), "{error}");
+    let values: Vec<f32> = (0..16).map(|i| i as f32 * 1e4).collect();
+    let table = Table::custom(Bits::Four, &values)?;
+    let parts =
+        QuantizedParts { n: 1, k: 32, codes: vec![15; 32], scales: vec![1.0], table, ..parts };
+    let weight = Quantized::new(parts)?;
+    let error =
+        FluteLinear::from_quantized(&weight, None, DType::F16, &Device::flex()).unwrap_err();
+    assert!(matches!(error, Error::Cube(flute_cube::Error::NotFinite { index: 7, .. })), "{error}");
     Ok(())
 }
 
@@ -166,6 +174,9 @@ fn types_and_biases_that_do_not_fit_are_refused() -> Result<()> {
     let bias = [0.0; 9];
     let error = FluteLinear::from_quantized(&weight, Some(&bias), DType::F32, &Device::flex());
     assert!(matches!(error, Err(Error::TensorShape { .. })), "{error:?}");
+    let shape = WeightShape { n: 0, k: 32, format: Format::new(4, 32)? };
+    let error = FluteLinear::zeros(shape, false, DType::F32, &Device::flex()).unwrap_err();
+    assert!(error.to_string().starts_with("n is 0"), "{error}");
     Ok(())
 }
 

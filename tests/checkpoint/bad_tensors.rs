@@ -212,6 +212,17 @@ fn a_broken_tokenizer_is_refused() {
 }
 
 #[test]
+fn a_tokenizer_whose_template_names_an_undefined_token_is_refused() {
+    let whole = std::fs::read("fixtures/tiny-llama/tokenizer.json").unwrap();
+    let mut tokenizer: serde_json::Value = serde_json::from_slice(&whole).unwrap();
+    tokenizer["post_processor"]["special_tokens"] = serde_json::json!({});
+    let error = Tokenizer::from_bytes(tokenizer.to_string().as_bytes()).unwrap_err();
+    let source = std::error::Error::source(&error).unwrap().to_string();
+    assert!(source.contains("'<|begin_of_text|>'"), "{source}");
+    assert_refused!(error, Error::Tokenizer { .. }, "failed to be read");
+}
+
+#[test]
 fn a_model_without_chat_template_is_refused() {
     let dir = ModelDir::new();
     let error = ChatTemplate::open(dir.path()).unwrap_err();

@@ -3,7 +3,7 @@
 use crate::assert_refused;
 use crate::model_dir::ModelDir;
 use flute_burn::checkpoint::{
-    ConvertOptions, Inspection, Reader, ScaleDtype, StoredWeight, convert, inspect,
+    ConvertOptions, Inspection, Reader, ScaleDtype, StoredWeight, convert, inspect, pattern,
 };
 use flute_burn::error::Error;
 use flute_burn::quantize::{Method, quantize};
@@ -149,7 +149,7 @@ fn the_fixture_survives_conversion_and_inspection() {
     assert_eq!(json["linears"][0]["group"], 64);
     assert_eq!(json["linears"][0]["scales"], "f16");
     let card = std::fs::read_to_string(target.join("README.md")).unwrap();
-    assert!(card.starts_with("---\n") && card.contains("base_model: tiny-llama\n"), "{card}");
+    assert!(card.starts_with("---\n") && card.contains("base_model: \"tiny-llama\"\n"), "{card}");
 }
 
 #[test]
@@ -264,4 +264,26 @@ fn skipping_everything_is_refused() {
         ConvertOptions::new(dense.path(), target, nf(Bits::Four, Group::Size(64)), progress);
     options.skip = vec!["model".into()];
     assert_refused!(convert(options).unwrap_err(), Error::NothingToQuantize { .. }, "not skipped");
+}
+
+#[test]
+fn a_pattern_names_whole_components_of_a_module() {
+    let module = "model.layers.10.self_attn.q_proj";
+    for pattern in [
+        module,
+        "q_proj",
+        "layers.10",
+        "model.layers",
+        "self_attn.q_proj",
+        "*",
+        "*q_proj",
+        "model.*",
+        "model.layers.*.self_attn.*",
+        "*.1*.*",
+    ] {
+        assert!(pattern::matches(pattern, module), "{pattern}");
+    }
+    for pattern in ["layers.1", "proj", "model.", "", "*.k_proj", "layers.*", "*q_proj*q_proj"] {
+        assert!(!pattern::matches(pattern, module), "{pattern}");
+    }
 }

@@ -1,6 +1,6 @@
 //! Damaged files: whatever the damage, an answer and no panic.
 
-use crate::model_dir::{ModelDir, config, dense_tensors, safetensors};
+use crate::model_dir::{ModelDir, dense_tensors, safetensors};
 use flute_burn::checkpoint::inspect;
 use flute_burn::text::{ChatTemplate, Tokenizer};
 use flute_cube::{Bits, Group};
@@ -153,7 +153,6 @@ fn a_chat_template_may_be_any_text_without_panic() {
 
 #[test]
 fn the_undamaged_directories_are_sound() {
-    assert_eq!(config()["vocab_size"], 48);
     assert!(read_all(&ModelDir::new()));
     assert!(read_all(&ModelDir::quantized(Bits::Three, Group::Size(32))));
 }

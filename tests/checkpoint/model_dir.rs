@@ -88,7 +88,7 @@ impl ModelDir {
     }
 }
 
-pub(crate) fn config() -> Value {
+fn config() -> Value {
     json!({
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",

@@ -3,7 +3,7 @@
 use cubecl::{
     Device,
     device::WgpuDeviceKind::{Cpu, DiscreteGpu, IntegratedGpu, VirtualGpu},
-    prelude::Client,
+    prelude::*,
     server::Handle,
 };
 use flute_cube::Limits;
@@ -36,6 +36,9 @@ pub(crate) fn runtimes() -> &'static [Runtime] {
         for (name, probe) in probes {
             // A driver library that is missing, or there without its device, panics in some of its bindings.
             let start = || probe().map(|device| device.client());
+            if std::env::var("FLUTE_ONLY").is_ok_and(|only| only != name) {
+                continue;
+            }
             match panic::catch_unwind(panic::AssertUnwindSafe(start)).ok().flatten() {
                 Some(client) => {
                     let limits = Limits::of(&client);
@@ -71,9 +74,20 @@ impl Guarded {
         Self { outer: client.create_from_slice(&outer), len: bytes.len() }
     }
 
-    /// A buffer that holds nothing but NaN.
+    /// A buffer that holds nothing but NaN, written on the device.
     pub(crate) fn poisoned(client: &Client, len: usize) -> Self {
-        Self::new(client, &vec![0xff; len])
+        let words = (len + 2 * GUARD).div_ceil(4);
+        let outer = client.empty(4 * words);
+        // SAFETY: the buffer holds `words` words, and the kernel stays below them.
+        unsafe {
+            poison::launch_unchecked(
+                client,
+                CubeCount::Static(words.div_ceil(256).min(4096) as u32, 1, 1),
+                CubeDim::new_1d(256),
+                BufferArg::from_raw_parts(outer.clone(), words),
+            );
+        }
+        Self { outer, len }
     }
 
     /// What a kernel is given.
@@ -96,6 +110,37 @@ impl Guarded {
             }
             Some(i) => Err(format!("the byte {} after the buffer was overwritten", i - end)),
             None => Ok(inner),
+        }
+    }
+}
+
+/// Fills `buffer` with NaN.
+#[cube(launch_unchecked)]
+fn poison(buffer: &mut [u32]) {
+    let mut at = ABSOLUTE_POS;
+    while at < buffer.len() {
+        buffer[at] = 0xffff_ffffu32;
+        at += CUBE_COUNT * CUBE_DIM as usize;
+    }
+}
+
+#[test]
+fn a_byte_written_or_missing_around_a_buffer_is_reported() {
+    for Runtime { client, .. } in runtimes() {
+        for guarded in [Guarded::new(client, &[7; 10]), Guarded::poisoned(client, 10)] {
+            let mut bytes = client.read_one(guarded.outer()).expect("readable").to_vec();
+            let inner = client.read_one(guarded.inner()).expect("readable");
+            assert_eq!(guarded.content(&bytes), Ok(&inner[..]));
+            bytes[GUARD + 10] = 0;
+            assert_eq!(
+                guarded.content(&bytes),
+                Err("the byte 0 after the buffer was overwritten".into())
+            );
+            bytes[GUARD - 2] = 0;
+            assert_eq!(
+                guarded.content(&bytes),
+                Err("2 bytes before the buffer were overwritten".into())
+            );
         }
     }
 }

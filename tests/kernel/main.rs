@@ -1,13 +1,22 @@
 //! Kernels against the definition of correct, on every runtime that this machine has.
 //!
 //! `FLUTE_REQUIRE=cuda,wgpu` makes a missing runtime a failure; without it, it is a line of output.
-//! `FLUTE_MATRIX` chooses how much of the matrix runs: `quick` (the default: every value of every axis and every
-//! plan), `full` (the whole product; `FLUTE_SHARD=2/4` runs its second quarter) or `sanitize` (100 cases of one plan
-//! each, small enough for compute-sanitizer). `FLUTE_CASE` runs the cases whose name contains its value.
+//! `FLUTE_MATRIX` chooses how much of the matrix runs:
+//!
+//! - `quick` (the default): every value of every axis and every plan, but not every pair of them.
+//! - `full`: the whole product of the axes. Every case runs with its selected plan and with an eighth of the others,
+//!   dealt so that each plan meets all bits, types and groups. On CUDA in up to 16 processes.
+//! - `every`: the same with all plans, which is hours of compilation where there are hundreds.
+//! - `sanitize`: 100 small cases of one launch each, for compute-sanitizer.
+//!
+//! `FLUTE_SHARD=2/4` runs the second quarter of `full` or `every`, and `FLUTE_CASE` the cases whose name contains its
+//! value.
 
 mod case;
 mod device;
 mod matrix;
 mod oracle;
+mod plans;
 mod refusals;
 mod run;
+mod selection;

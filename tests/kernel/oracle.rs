@@ -1,7 +1,7 @@
 //! What a result must be, and how to say that it is not.
 
-use crate::case::{Case, Input, activations, bias, identity_column};
-use flute_cube::{Dtype, Quantized, reference};
+use crate::case::{Case, Input, Weight, activations, bias, identity_column};
+use flute_cube::{Dtype, Format, Quantized, TableKind, reference};
 use rayon::prelude::*;
 
 /// The right results of one weight in one type, for all its cases of one input: the rows of x of a smaller m are
@@ -43,88 +43,100 @@ impl Oracle {
         &self.bias
     }
 
-    /// What element `at` of `case`'s result must be, and how far it may be off.
-    fn expected(&self, case: &Case, at: usize) -> (f64, f64) {
-        let (row, col) = (at / self.n, at % self.n);
-        let bias = if case.bias { f64::from(self.bias[col]) } else { 0.0 };
-        match case.input {
-            Input::Identity => {
-                let w = self.y[col * self.k + identity_column(row, case.m, self.k)];
-                (f64::from(self.dtype.round((w + bias) as f32)), 0.0)
-            }
-            Input::Exact => (f64::from(self.dtype.round((self.y[at] + bias) as f32)), 0.0),
-            Input::Random => {
-                let exact = self.y[at] + bias;
-                // A sum passes through fewer additions than this in any plan: a block of 128 in one unit, the
-                // blocks after it, the fold. Matrix units truncate where others round, hence an ulp and not half.
-                let additions = (160 + self.k / 64) as f64;
-                let sums =
-                    additions * f64::from(f32::EPSILON) * self.norms.0[row] * self.norms.1[col];
-                (exact, sums + unit(self.dtype) * exact.abs() + least(self.dtype))
-            }
-        }
-    }
-
-    /// Compares all of `y`, and describes what is wrong with it.
-    pub(crate) fn check(&self, case: &Case, y: &[f32]) -> Result<(), String> {
-        let off = |at: usize| {
-            let (expected, bound) = self.expected(case, at);
-            let error = (f64::from(y[at]) - expected).abs();
-            // Not `error > bound`, which no NaN is.
-            if error <= bound {
-                0.0
-            } else if error.is_nan() {
-                f64::INFINITY
-            } else {
-                error
+    /// What all plans of `case` are compared with.
+    pub(crate) fn target(&self, case: &Case) -> Target {
+        let (n, k) = (self.n, self.k);
+        // A sum passes through fewer additions than this in any plan: a block of 128 in one unit, the blocks after
+        // it, the fold. Matrix units truncate where others round, hence an ulp and not half.
+        let sums = (160 + k / 64) as f64 * f64::from(f32::EPSILON);
+        let element = |row: usize, col: usize| {
+            let exact = match case.input {
+                Input::Identity => self.y[col * k + identity_column(row, case.m, k)],
+                _ => self.y[row * n + col],
+            };
+            let exact = exact + if case.bias { f64::from(self.bias[col]) } else { 0.0 };
+            let right = self.dtype.round(exact as f32);
+            match case.input {
+                Input::Identity | Input::Exact => {
+                    Element { exact: right.into(), bound: 0.0, right }
+                }
+                Input::Random => {
+                    let sums = sums * self.norms.0[row] * self.norms.1[col];
+                    let bound = sums + unit(self.dtype) * exact.abs() + least(self.dtype);
+                    Element { exact, bound, right }
+                }
             }
         };
-        let mut wrong: Vec<(usize, f64)> = (0..y.len())
-            .into_par_iter()
-            .map(|at| (at, off(at)))
-            .filter(|(_, error)| *error > 0.0)
-            .collect();
-        if !wrong.is_empty() {
-            wrong.sort_by(|a, b| b.1.total_cmp(&a.1));
-            let worst = wrong.iter().take(8).map(|(at, _)| {
-                let (expected, bound) = self.expected(case, *at);
-                format!(
-                    "\n    y[{}, {}] = {:e}, expected {expected:e} ± {bound:.1e}",
-                    at / self.n,
-                    at % self.n,
-                    y[*at]
-                )
-            });
-            return Err(format!(
-                "{} of {} elements are wrong, the worst:{}",
-                wrong.len(),
-                y.len(),
-                worst.collect::<String>()
-            ));
-        }
-        let sums = (0..y.len()).into_par_iter().map(|at| {
-            let expected = f64::from(self.dtype.round(self.expected(case, at).0 as f32));
-            [(f64::from(y[at]) - expected).powi(2), expected.powi(2)]
-        });
-        let [error, total] = sums.reduce(|| [0.0; 2], |a, b| [a[0] + b[0], a[1] + b[1]]);
-        let (found, limit) =
-            ((error / total.max(f64::MIN_POSITIVE)).sqrt(), self.frobenius(y.len()));
-        if found > limit {
-            return Err(format!("relative Frobenius error {found:.2e}, allowed {limit:.0e}"));
-        }
-        Ok(())
-    }
-
-    /// The relative Frobenius distance that the numeric contract allows from the reference rounded to the type: the
-    /// best rounding alone is 2.07e-4 in f16 from the exact one. It is an average; a few elements may each fall to
-    /// the other side of a rounding and be an ulp off.
-    fn frobenius(&self, elements: usize) -> f64 {
+        let rows = (0..case.m).into_par_iter();
+        let elements = rows
+            .flat_map_iter(|row| (0..n).map(move |col| (row, col)))
+            .map(|(row, col)| element(row, col));
+        // The numbers of the contract are averages; a few elements may each fall to the other side of a rounding.
         let contract = match self.dtype {
             Dtype::F32 => 1e-5,
             Dtype::F16 => 2e-4,
             Dtype::BF16 => 2e-3,
         };
-        if elements >= 1024 { contract } else { 2.0 * unit(self.dtype) + contract }
+        let few = if case.m * n < 1024 { 2.0 * unit(self.dtype) } else { 0.0 };
+        Target { n, elements: elements.collect(), frobenius: contract + few }
+    }
+}
+
+/// The right result of one case.
+pub(crate) struct Target {
+    n: usize,
+    elements: Vec<Element>,
+    /// Allowed relative Frobenius distance from the right values *rounded to the type*: from the exact ones the best
+    /// rounding to f16 alone is 2.07e-4 away.
+    frobenius: f64,
+}
+
+struct Element {
+    exact: f64,
+    /// How far from `exact` a result may be.
+    bound: f64,
+    /// `exact`, rounded to the type.
+    right: f32,
+}
+
+impl Target {
+    /// Compares all of `y`, and describes what is wrong with it.
+    pub(crate) fn check(&self, y: &[f32]) -> Result<(), String> {
+        let error = |y: f32, e: &Element| (f64::from(y) - e.exact).abs();
+        let pairs = || y.iter().zip(&self.elements);
+        // A NaN is not within any bound.
+        let wrong = |(y, e): &(&f32, &Element)| {
+            error(**y, e).partial_cmp(&e.bound).is_none_or(|order| order.is_gt())
+        };
+        let count = pairs().filter(wrong).count();
+        if count > 0 || y.len() != self.elements.len() {
+            let off = pairs().enumerate().filter(|(_, pair)| wrong(pair));
+            let mut worst: Vec<(usize, f64)> = off.map(|(at, (y, e))| (at, error(*y, e))).collect();
+            worst.sort_by(|a, b| b.1.total_cmp(&a.1));
+            let story = worst.iter().take(8).map(|(at, _)| {
+                let Element { exact, bound, .. } = &self.elements[*at];
+                let (row, col) = (at / self.n, at % self.n);
+                format!("\n    y[{row}, {col}] = {:e}, expected {exact:e} ± {bound:.1e}", y[*at])
+            });
+            return Err(format!(
+                "{count} of {} elements are wrong, the worst:{}",
+                y.len(),
+                story.collect::<String>()
+            ));
+        }
+        let (mut error, mut total) = (0.0, 0.0);
+        for (y, e) in pairs() {
+            error += f64::from(y - e.right).powi(2);
+            total += f64::from(e.right).powi(2);
+        }
+        let found = (error / f64::max(total, f64::MIN_POSITIVE)).sqrt();
+        if found > self.frobenius {
+            return Err(format!(
+                "relative Frobenius error {found:.2e}, allowed {:.0e}",
+                self.frobenius
+            ));
+        }
+        Ok(())
     }
 }
 
@@ -142,5 +154,27 @@ fn least(dtype: Dtype) -> f64 {
     match dtype {
         Dtype::F16 => 2f64.powi(-14),
         Dtype::F32 | Dtype::BF16 => f64::from(f32::MIN_POSITIVE),
+    }
+}
+
+#[test]
+fn one_wrong_element_is_reported_whatever_is_wrong_with_it() {
+    for (input, exact) in [(Input::Random, false), (Input::Exact, true), (Input::Identity, false)] {
+        let format = Format::new(3, 32).expect("served");
+        let weight = Weight { format, table: TableKind::Custom, n: 40, k: 70, exact };
+        let case = Case { weight, dtype: Dtype::F16, input, m: 70, bias: false };
+        let target = Oracle::new(&case, case.m).target(&case);
+        let right: Vec<f32> = target.elements.iter().map(|e| e.right).collect();
+        assert_eq!(target.check(&right), Ok(()));
+        for wrong in [f32::NAN, f32::INFINITY, right[81] * 1.004, -right[81]] {
+            let mut y = right.clone();
+            y[81] = wrong;
+            let story = target.check(&y).expect_err("wrong");
+            assert!(
+                story.starts_with("1 of 2800 elements") && story.contains("y[2, 1] = "),
+                "{story}"
+            );
+        }
+        assert!(target.check(&right[1..]).is_err());
     }
 }

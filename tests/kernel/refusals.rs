@@ -210,6 +210,8 @@ fn buffers_that_are_too_short_are_refused_by_name() {
         let client = &runtime.client;
         let whole = operands(client, &[1.0; 80], None);
         let short = client.empty(8);
+        let Problem { n, k, format, .. } = problem();
+        let scales = PackedWeight::scales_len(n, k, format);
         let refused = |operands| qgemm(client, &problem(), operands).expect_err("refused");
         let cases = [
             (Operands { x: short.clone(), ..whole.clone() }, "the buffer of x (bytes)", 320),
@@ -221,7 +223,7 @@ fn buffers_that_are_too_short_are_refused_by_name() {
             (
                 Operands { scales: short.clone(), ..whole.clone() },
                 "the buffer of scales (bytes)",
-                128,
+                4 * scales,
             ),
             (
                 Operands { pairs: short.clone(), ..whole.clone() },

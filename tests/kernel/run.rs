@@ -49,12 +49,15 @@ impl<'a> Bench<'a> {
         let x = self.activations(case);
         let client = &self.runtime.client;
         let loaded = self.loaded.as_ref().expect("just loaded");
+        let target = loaded.oracle.target(case);
         let [words, scales, pairs, bias] =
             loaded.inputs.each_ref().map(|(guarded, _)| guarded.inner());
 
+        // An identity has no sums whose order could vary.
+        let repeats = if case.input == Input::Identity { 1 } else { self.repeats };
         let mut results: Vec<(&Plan, Guarded)> = vec![];
         for plan in plans {
-            for _ in 0..self.repeats {
+            for _ in 0..repeats {
                 let y = Guarded::poisoned(client, len);
                 let operands = Operands {
                     x: x.inner(),
@@ -91,7 +94,7 @@ impl<'a> Bench<'a> {
                 if contents.iter().any(|content| *content != contents[0]) {
                     return Err("two launches gave different bits".into());
                 }
-                loaded.oracle.check(case, &case.dtype.decode(contents[0]))
+                target.check(&case.dtype.decode(contents[0]))
             });
             verdict.err().map(|what| failed(plan, what))
         }));

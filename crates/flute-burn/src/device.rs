@@ -15,7 +15,8 @@
 
 use crate::error::{Error, Result};
 use burn::tensor::{DType, Device};
-use cubecl::device::{AmdDevice, CudaDevice, WgpuBackend, WgpuDevice, WgpuDeviceKind};
+use cubecl::RuntimeId;
+use cubecl::device::{WgpuBackend, WgpuDevice, WgpuDeviceKind};
 use cubecl::prelude::Client;
 use flute_cube::Dtype;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -117,18 +118,17 @@ const NO_HEADERS: &str = "the driver is there and the CUDA headers that its kern
 
 /// Everything that this machine has, in the order in which `auto` prefers it; the CPU comes last.
 pub fn available() -> Vec<DeviceInfo> {
-    let mut found: Vec<(String, cubecl::Device)> = Vec::new();
-    for (runtime, seed) in [
-        ("cuda", cubecl::Device::Cuda(CudaDevice::new(0))),
-        ("rocm", cubecl::Device::Hip(AmdDevice::new(0))),
-    ] {
-        let devices = enumerate(&seed).into_iter().enumerate();
-        found.extend(devices.map(|(index, device)| (format!("{runtime}:{index}"), device)));
-    }
-    let devices = gpus(WgpuBackend::Auto).into_iter().enumerate();
-    found.extend(devices.map(|(index, device)| (format!("wgpu:{index}"), device)));
-    let software = cubecl::Device::Wgpu(WgpuDevice::new(WgpuDeviceKind::Cpu));
-    found.extend(enumerate(&software).pop().map(|device| ("wgpu:cpu".into(), device)));
+    let all = everything();
+    let named = |runtime: RuntimeId, name: &str| {
+        let devices = all.iter().filter(|device| device.runtime() == runtime).enumerate();
+        devices.map(|(index, device)| (format!("{name}:{index}"), device.clone())).collect()
+    };
+    let mut found: Vec<(String, cubecl::Device)> = named(RuntimeId::Cuda, "cuda");
+    found.extend(named(RuntimeId::Hip, "rocm"));
+    let gpus = all.iter().filter(|device| kind(device).is_some());
+    found.extend(gpus.enumerate().map(|(i, device)| (format!("wgpu:{i}"), device.clone())));
+    let software = all.iter().find(|device| is_software(device));
+    found.extend(software.map(|device| ("wgpu:cpu".into(), device.clone())));
 
     let mut infos: Vec<DeviceInfo> = found.into_iter().map(|(name, d)| open(name, d)).collect();
     infos.push(DeviceInfo {
@@ -180,20 +180,47 @@ fn auto() -> Device {
 
 /// The real GPUs on `api`, the most capable kind first. Software rasterizers are not among them.
 fn gpus(api: WgpuBackend) -> Vec<cubecl::Device> {
+    if api == WgpuBackend::Auto {
+        let mut gpus = everything();
+        gpus.retain(|device| kind(device).is_some());
+        return gpus;
+    }
     let kinds = [
         WgpuDeviceKind::DiscreteGpu(0),
         WgpuDeviceKind::IntegratedGpu(0),
         WgpuDeviceKind::VirtualGpu(0),
         WgpuDeviceKind::Other(0),
     ];
-    let seeds = kinds.map(|kind| cubecl::Device::Wgpu(WgpuDevice::new(kind).on(api)));
-    seeds.iter().flat_map(enumerate).collect()
+    let like = |kind| {
+        let seed = cubecl::Device::Wgpu(WgpuDevice::new(kind).on(api));
+        let ids = catch_unwind(|| cubecl::Device::enumerate(seed.to_id())).unwrap_or_default();
+        ids.into_iter().map(cubecl::Device::from_id)
+    };
+    kinds.into_iter().flat_map(like).collect()
 }
 
-/// The devices of `seed`'s kind. None where the runtime is not linked or its driver is missing.
-fn enumerate(seed: &cubecl::Device) -> Vec<cubecl::Device> {
-    let ids = catch_unwind(|| cubecl::Device::enumerate(seed.to_id())).unwrap_or_default();
-    ids.into_iter().map(cubecl::Device::from_id).collect()
+/// Every device of every runtime that is linked, asked once, since each question opens drivers; GPUs of wgpu in the
+/// order of [`gpus`].
+fn everything() -> Vec<cubecl::Device> {
+    let mut devices = catch_unwind(cubecl::Device::enumerate_all).unwrap_or_default();
+    devices.sort_by_key(kind);
+    devices
+}
+
+/// How capable the kind of a GPU of wgpu is, best first; none for everything else.
+fn kind(device: &cubecl::Device) -> Option<usize> {
+    let cubecl::Device::Wgpu(device) = device else { return None };
+    match device.kind {
+        WgpuDeviceKind::DiscreteGpu(_) => Some(0),
+        WgpuDeviceKind::IntegratedGpu(_) => Some(1),
+        WgpuDeviceKind::VirtualGpu(_) => Some(2),
+        WgpuDeviceKind::Other(_) => Some(3),
+        _ => None,
+    }
+}
+
+fn is_software(device: &cubecl::Device) -> bool {
+    matches!(device, cubecl::Device::Wgpu(device) if device.kind == WgpuDeviceKind::Cpu)
 }
 
 /// The include directory that CubeCL's CUDA runtime compiles its kernels against, if it has the headers they need.

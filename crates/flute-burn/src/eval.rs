@@ -18,15 +18,16 @@ const LOGITS: usize = 1 << 26;
 pub struct EvalOptions {
     /// Predictions a window.
     pub window: usize,
-    /// Windows computed at once.
-    pub batch: usize,
+    /// Windows computed at once. If none is given: one on a CPU, where more only leave its caches
+    /// (measured: 0.23 s a window alone, 0.34 s in eights), eight on a GPU.
+    pub batch: Option<usize>,
     /// Windows at most, from the beginning; all if none is given.
     pub limit: Option<usize>,
 }
 
 impl Default for EvalOptions {
     fn default() -> Self {
-        Self { window: 512, batch: 8, limit: None }
+        Self { window: 512, batch: None, limit: None }
     }
 }
 
@@ -75,6 +76,7 @@ pub fn perplexity(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Perplexity> {
     let EvalOptions { window, batch, limit } = *options;
+    let batch = batch.unwrap_or(if device::client(model.device()).is_some() { 8 } else { 1 });
     for (name, found) in [("the window", window), ("the batch of windows", batch)] {
         if found == 0 {
             return Err(Error::InvalidOption {

@@ -53,7 +53,7 @@
 //! - [`model`]: LLaMA, and the cache of a sequence.
 //! - [`text`]: tokenizer, incremental detokenizer, chat template.
 //! - [`sample`], [`generate`](mod@generate): from logits to tokens.
-//! - [`eval`]: perplexity.
+//! - [`eval`]: the perplexity of a text.
 //! - [`error`]: the one error of all of them.
 //!
 //! # Features

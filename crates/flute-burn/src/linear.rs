@@ -12,7 +12,7 @@ use crate::quantize::{self, Method};
 use burn::module::{Content, DisplaySettings, Module, ModuleDisplay, Param, ParamId};
 use burn::nn;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
-use flute_cube::{Limits, PackedWeight, Plan, Problem, Quantized};
+use flute_cube::{Limits, MAX_DIM, PackedWeight, Plan, Problem, Quantized};
 
 /// `y = x · Wᵀ + b` with W `[n, k]` in 2, 3 or 4 bits.
 #[derive(Module, Debug)]
@@ -22,8 +22,8 @@ pub struct FluteLinear {
     pub words: Param<Tensor<1, Int>>,
     /// Scales in kernel order.
     pub scales: Param<Tensor<1>>,
-    /// The pair table `[2^(2·bits), 2]`.
-    pub pairs: Param<Tensor<2>>,
+    /// The pair table `[2^(2·bits) · 2]`.
+    pub pairs: Param<Tensor<1>>,
     /// `[n]`.
     pub bias: Option<Param<Tensor<1>>>,
     #[module(skip)]
@@ -34,8 +34,8 @@ impl FluteLinear {
     /// A layer of `weight`, with table, scales and bias rounded to `dtype`, on `device`.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] and [`flute_cube::Error`] if the device serves neither type nor shape; a scale that
-    /// overflows `dtype`, a bias of another length than n.
+    /// [`Error::Unsupported`] and [`flute_cube::Error`] if the device does not serve type or shape; a
+    /// scale or table value that overflows `dtype`; a bias of another length than n.
     pub fn from_quantized(
         weight: &Quantized,
         bias: Option<&[f32]>,
@@ -57,14 +57,19 @@ impl FluteLinear {
                 dtype: kernel,
             });
         }
+        let table = weight.table().values();
+        if let Some(index) = table.iter().position(overflows) {
+            let (what, value) = ("the table, rounded to the layer's type,", table[index]);
+            return Err(flute_cube::Error::NotFinite { what, index, value }.into());
+        }
         let packed = PackedWeight::pack(weight);
+        let (scales, pairs) = (packed.scales.len(), 2 * packed.pairs.len());
         let on = On { dtype, device };
-        let entries = packed.pairs.len();
         Ok(Self {
             words: on.words(packed.words),
-            scales: on.floats(packed.scales),
-            pairs: on.floats2(packed.pairs.into_flattened(), [entries, 2]),
-            bias: bias.map(|bias| on.floats(bias.to_vec())),
+            scales: on.floats(packed.scales, [scales]),
+            pairs: on.floats(packed.pairs.into_flattened(), [pairs]),
+            bias: bias.map(|bias| on.floats(bias.to_vec(), [shape.n])),
             shape,
         })
     }
@@ -102,12 +107,13 @@ impl FluteLinear {
     pub fn zeros(shape: WeightShape, bias: bool, dtype: DType, device: &Device) -> Result<Self> {
         check(shape, dtype, device)?;
         let WeightShape { n, k, format } = shape;
-        let (on, entries) = (On { dtype, device }, format.bits.pairs());
+        let on = On { dtype, device };
+        let zeros = |len| on.floats(vec![0.0; len], [len]);
         Ok(Self {
             words: on.words(vec![0; PackedWeight::words_len(n, k, format)]),
-            scales: on.floats(vec![0.0; PackedWeight::scales_len(n, k, format)]),
-            pairs: on.floats2(vec![0.0; 2 * entries], [entries, 2]),
-            bias: bias.then(|| on.floats(vec![0.0; n])),
+            scales: zeros(PackedWeight::scales_len(n, k, format)),
+            pairs: zeros(2 * format.bits.pairs()),
+            bias: bias.then(|| zeros(n)),
             shape,
         })
     }
@@ -187,8 +193,8 @@ impl AnyLinear {
         }
         let on = On { dtype, device };
         // Burn's layout is [k, n]: a transposed view of the rows as they lie, which its matmuls read as well.
-        let weight = on.floats2(weight, [n, k]).map(Tensor::transpose);
-        Ok(Self::Dense(nn::Linear { weight, bias: bias.map(|bias| on.floats(bias)) }))
+        let weight = on.floats(weight, [n, k]).map(Tensor::transpose);
+        Ok(Self::Dense(nn::Linear { weight, bias: bias.map(|bias| on.floats(bias, [n])) }))
     }
 
     /// `x[.., k]` to `[.., n]`.
@@ -243,27 +249,26 @@ impl On<'_> {
         Param::initialized(ParamId::new(), tensor)
     }
 
-    fn floats(&self, values: Vec<f32>) -> Param<Tensor<1>> {
-        let len = values.len();
-        Param::initialized(ParamId::new(), self.tensor(TensorData::new(values, [len])))
-    }
-
-    fn floats2(&self, values: Vec<f32>, shape: [usize; 2]) -> Param<Tensor<2>> {
-        Param::initialized(ParamId::new(), self.tensor(TensorData::new(values, shape)))
-    }
-
-    fn tensor<const D: usize>(&self, data: TensorData) -> Tensor<D> {
-        self.device.memory_persistent_allocations(data, |data: TensorData| {
+    fn floats<const D: usize>(&self, values: Vec<f32>, shape: [usize; D]) -> Param<Tensor<D>> {
+        let data = TensorData::new(values, shape);
+        let tensor = self.device.memory_persistent_allocations(data, |data: TensorData| {
             Tensor::from_data(data, (self.device, self.dtype))
-        })
+        });
+        Param::initialized(ParamId::new(), tensor)
     }
 }
 
 /// Whether `device` will take every product with a weight of `shape` in `dtype`.
 fn check(shape: WeightShape, dtype: DType, device: &Device) -> Result<()> {
     let dtype = device::check_dtype(device, dtype)?;
+    let WeightShape { n, k, format } = shape;
+    for (what, found) in [("n", n), ("k", k)] {
+        if !(1..=MAX_DIM).contains(&found) {
+            return Err(flute_cube::Error::OutOfRange { what, found, min: 1, max: MAX_DIM }.into());
+        }
+    }
     let Some(client) = device::client(device) else { return Ok(()) };
-    let (limits, WeightShape { n, k, format }) = (Limits::of(&client), shape);
+    let limits = Limits::of(&client);
     for m in [1, 16, 512] {
         Plan::select(&Problem { m, n, k, format, dtype, bias: true }, &limits)?;
     }

@@ -41,8 +41,9 @@ pub struct FluteTensors {
     pub words: Tensor<1, Int>,
     /// Scales in kernel order.
     pub scales: Tensor<1>,
-    /// The pair table `[2^(2·bits), 2]`, of the type of `scales`.
-    pub pairs: Tensor<2>,
+    /// The pair table `[2^(2·bits) · 2]`, of the type of `scales`. Flat, since the rows of a matrix may be padded on a
+    /// device, and every call would copy it first.
+    pub pairs: Tensor<1>,
     /// `[n]`, of the type of `scales`.
     pub bias: Option<Tensor<1>>,
     /// Shape and format.

@@ -4,6 +4,8 @@
 //! checked here by the library's own constructors, so that a width or a group that no kernel serves
 //! is a usage error (exit code 2) before any file is opened.
 
+#![expect(clippy::doc_markdown, reason = "these comments are the help texts, printed as they are")]
+
 use burn::tensor::DType;
 use clap::builder::FalseyValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};

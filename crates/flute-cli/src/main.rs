@@ -14,6 +14,7 @@ mod session;
 mod stop;
 
 use clap::Parser;
+use std::io::IsTerminal;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
@@ -36,8 +37,10 @@ fn start_logs(flute: &args::Flute) {
         (false, false) => "error,flute=warn,flute_burn=warn,flute_cube=warn",
     };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
+    let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .with_ansi(colours)
         .with_writer(std::io::stderr)
         .without_time()
         .with_target(false)

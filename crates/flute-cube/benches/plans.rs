@@ -4,7 +4,10 @@
 //! replays over copies of the weights that together exceed any cache.
 
 use cubecl::prelude::*;
-use flute_cube::{Dtype, Error, Format, Limits, MmaPlan, Operands, PackedWeight, Plan, Problem, Result, measure, qgemm_with};
+use flute_cube::{
+    Dtype, Error, Format, Limits, MmaPlan, Operands, PackedWeight, Plan, Problem, Result, measure,
+    qgemm_with,
+};
 
 struct Options {
     shapes: Vec<(usize, usize)>,
@@ -25,7 +28,8 @@ fn options() -> Options {
     let list = |name: &str, default: &str| -> Vec<usize> {
         value(name, default).split(',').filter_map(|v| v.parse().ok()).collect()
     };
-    let pair = |s: &str| s.split_once('x').and_then(|(n, k)| Some((n.parse().ok()?, k.parse().ok()?)));
+    let pair =
+        |s: &str| s.split_once('x').and_then(|(n, k)| Some((n.parse().ok()?, k.parse().ok()?)));
     Options {
         shapes: value("--shape", "4096x4096,28672x4096").split(',').filter_map(pair).collect(),
         m: list("--m", "1"),
@@ -57,7 +61,8 @@ fn main() -> Result<()> {
             for group in &options.groups {
                 for m in &options.m {
                     let format = Format::new(*bits, *group)?;
-                    let problem = Problem { m: *m, n: *n, k: *k, format, dtype: options.dtype, bias: false };
+                    let problem =
+                        Problem { m: *m, n: *n, k: *k, format, dtype: options.dtype, bias: false };
                     sweep(&client, &limits, &problem, rate, &options)?;
                 }
             }
@@ -66,28 +71,45 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-fn sweep(client: &Client, limits: &Limits, problem: &Problem, rate: f64, options: &Options) -> Result<()> {
+fn sweep(
+    client: &Client,
+    limits: &Limits,
+    problem: &Problem,
+    rate: f64,
+    options: &Options,
+) -> Result<()> {
     let Problem { m, n, k, format, dtype, .. } = *problem;
     let mut seed = 7;
-    let words: Vec<u32> = (0..PackedWeight::words_len(n, k, format)).map(|_| random(&mut seed) as u32).collect();
+    let words: Vec<u32> =
+        (0..PackedWeight::words_len(n, k, format)).map(|_| random(&mut seed) as u32).collect();
     let unit = |seed: &mut u64| (random(seed) >> 40) as f32 / (1 << 24) as f32;
-    let scales: Vec<f32> = (0..PackedWeight::scales_len(n, k, format)).map(|_| 0.5 + unit(&mut seed)).collect();
+    let scales: Vec<f32> =
+        (0..PackedWeight::scales_len(n, k, format)).map(|_| 0.5 + unit(&mut seed)).collect();
     let pairs = flute_cube::Table::nf(format.bits).pair_table();
     let weight = PackedWeight { n, k, format, words, scales, pairs };
     let x: Vec<f32> = (0..m * k).map(|_| dtype.round(unit(&mut seed) - 0.5)).collect();
     let copies = (400_000_000 / (4 * weight.words.len())).clamp(2, 200);
-    let operands: Vec<Operands> =
-        (0..copies).map(|_| Operands::upload(client, &weight, &x, None, dtype)).collect();
+    // x and the table are hot in a model; only the weights are not.
+    let first = Operands::upload(client, &weight, &x, None, dtype);
+    let operands: Vec<Operands> = (0..copies)
+        .map(|_| {
+            let own = Operands::upload(client, &weight, &x, None, dtype);
+            Operands { x: first.x.clone(), pairs: first.pairs.clone(), ..own }
+        })
+        .collect();
     let checked = expected(&weight, &x, m, dtype);
     let mut rows = vec![];
     let selected = Plan::select(problem, limits)?;
-    let plans = if options.grid { grid(problem, limits) } else { Plan::candidates(problem, limits)? };
+    let plans =
+        if options.grid { grid(problem, limits) } else { Plan::candidates(problem, limits)? };
     for plan in plans {
         if !plan.to_string().contains(&options.only) {
             continue;
         }
-        let y = operands[0].y.clone();
-        let timing = measure::time(client, copies, &y, |i| qgemm_with(client, problem, &plan, operands[i].clone()));
+        let y = operands[copies - 1].y.clone();
+        let timing = measure::time(client, copies, &y, |i| {
+            qgemm_with(client, problem, &plan, operands[i].clone())
+        });
         let timing = match timing {
             Ok(timing) => timing,
             Err(error) => {
@@ -95,10 +117,15 @@ fn sweep(client: &Client, limits: &Limits, problem: &Problem, rate: f64, options
                 continue;
             }
         };
-        let bytes = client.read_one(y).map_err(|e| Error::Device { during: "read y", reason: e.to_string() })?;
+        let bytes = client
+            .read_one(y)
+            .map_err(|e| Error::Device { during: "read y", reason: e.to_string() })?;
         let y = dtype.decode(&bytes);
-        let worst = checked.iter().map(|(i, want, size)| (f64::from(y[*i]) - want).abs() / size).fold(0.0, f64::max);
-        let tolerance = if dtype == Dtype::F16 { 1e-3 } else { 8e-3 };
+        let worst = checked
+            .iter()
+            .map(|(i, want, size)| (f64::from(y[*i]) - want).abs() / size)
+            .fold(0.0, f64::max);
+        let tolerance = if dtype == Dtype::F16 { 4e-3 } else { 3e-2 };
         let verdict = if worst < tolerance { "" } else { "  WRONG" };
         let chosen = if plan == selected { " *" } else { "" };
         rows.push((timing.median, format!("{plan}{chosen}{verdict}")));
@@ -122,16 +149,30 @@ fn grid(problem: &Problem, limits: &Limits) -> Vec<Plan> {
         m => (m as u32).next_multiple_of(8).min(32),
     };
     let mut plans = vec![];
-    for (planes_n, planes_k) in [(1, 4), (1, 8), (1, 16), (1, 32), (2, 4), (2, 8), (4, 1), (4, 2), (4, 4), (8, 1)] {
+    for (planes_n, planes_k) in
+        [(1, 8), (1, 16), (1, 32), (2, 4), (2, 8), (2, 16), (4, 4), (4, 8), (8, 1), (8, 2)]
+    {
         for row_tiles in [1, 2, 4] {
-            for split in [1, 2] {
-                for resident in [0, 1, 2, 3, 4] {
+            for split in [1] {
+                for (resident, slots) in
+                    [(0, 1), (1, 1), (1, 4), (1, 16), (2, 1), (2, 4), (2, 8), (3, 4), (4, 4)]
+                {
                     let k = problem.k.next_power_of_two() as u32;
                     let k_stage = k.min(1 << ((96u32 << 10) / (2 * tokens)).ilog2());
-                    let plan = Plan::Mma(MmaPlan { planes_n, planes_k, row_tiles, tokens, k_stage, split, resident });
+                    let plan = Plan::Mma(MmaPlan {
+                        planes_n,
+                        planes_k,
+                        row_tiles,
+                        tokens,
+                        k_stage,
+                        split,
+                        resident,
+                        slots,
+                    });
                     let cubes = resident.max(1) as usize;
                     let Plan::Mma(mma) = plan else { continue };
-                    let fits = cubes * mma.units() <= 2048 && cubes * (mma.shared_bytes(problem) + 1024) <= 228 << 10;
+                    let fits = cubes * mma.units() <= 2048
+                        && cubes * (mma.shared_bytes(problem) + 1024) <= 228 << 10;
                     if fits && plan.validate(problem, limits).is_ok() {
                         plans.push(plan);
                     }
@@ -153,7 +194,8 @@ fn expected(weight: &PackedWeight, x: &[f32], m: usize, dtype: Dtype) -> Vec<(us
         .map(|(token, row)| {
             let product = |col: usize| {
                 let pair = weight.pairs[usize::from(indices[row * k.div_ceil(2) + col / 2])];
-                let w = f64::from(dtype.round(pair[col % 2])) * f64::from(dtype.round(scales[row * groups + col / group]));
+                let w = f64::from(dtype.round(pair[col % 2]))
+                    * f64::from(dtype.round(scales[row * groups + col / group]));
                 w * f64::from(x[token * k + col])
             };
             let size: f64 = (0..k).map(|c| product(c).abs()).sum::<f64>() / (k as f64).sqrt();

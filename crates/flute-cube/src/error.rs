@@ -48,7 +48,9 @@ pub enum Error {
         max: usize,
     },
     /// A code that names no table entry.
-    #[error("code {code} at index {index} names no entry of a table of {entries}; codes are 0..{entries}")]
+    #[error(
+        "code {code} at index {index} names no entry of a table of {entries}; codes are 0..{entries}"
+    )]
     CodeOutOfRange {
         /// Position in the code array.
         index: usize,
@@ -68,7 +70,9 @@ pub enum Error {
         value: f32,
     },
     /// Bits that the format says are zero.
-    #[error("row {row} of the packed codes has set bits after its last code; the file is corrupt or of another width")]
+    #[error(
+        "row {row} of the packed codes has set bits after its last code; the file is corrupt or of another width"
+    )]
     DirtyPadding {
         /// The row.
         row: usize,
@@ -98,7 +102,9 @@ pub enum Error {
         instead: Dtype,
     },
     /// The plan needs more of something than the device has, or names a kernel that the device cannot run.
-    #[error("this plan needs {needed} {what} and {device} offers {offered}; let Plan::select choose another")]
+    #[error(
+        "this plan needs {needed} {what} and {device} offers {offered}; let Plan::select choose another"
+    )]
     UnsupportedPlan {
         /// The resource.
         what: &'static str,

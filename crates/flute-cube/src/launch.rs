@@ -30,7 +30,13 @@ pub struct Operands {
 
 impl Operands {
     /// Puts `weight` on the device and allocates `y`, for those who keep no tensors of their own.
-    pub fn upload(client: &Client, weight: &PackedWeight, x: &[f32], bias: Option<&[f32]>, dtype: Dtype) -> Self {
+    pub fn upload(
+        client: &Client,
+        weight: &PackedWeight,
+        x: &[f32],
+        bias: Option<&[f32]>,
+        dtype: Dtype,
+    ) -> Self {
         let create = |values: &[f32]| client.create_from_slice(&dtype.encode(values));
         let m = x.len() / weight.k;
         Self {
@@ -52,15 +58,29 @@ impl Operands {
         let size = dtype.size();
         let lens = [
             ("the buffer of x (bytes)", Some(&self.x), m * k * size),
-            ("the buffer of words (bytes)", Some(&self.words), 4 * PackedWeight::words_len(n, k, format)),
-            ("the buffer of scales (bytes)", Some(&self.scales), PackedWeight::scales_len(n, k, format) * size),
-            ("the buffer of the pair table (bytes)", Some(&self.pairs), 2 * format.bits.pairs() * size),
+            (
+                "the buffer of words (bytes)",
+                Some(&self.words),
+                4 * PackedWeight::words_len(n, k, format),
+            ),
+            (
+                "the buffer of scales (bytes)",
+                Some(&self.scales),
+                PackedWeight::scales_len(n, k, format) * size,
+            ),
+            (
+                "the buffer of the pair table (bytes)",
+                Some(&self.pairs),
+                2 * format.bits.pairs() * size,
+            ),
             ("the buffer of the bias (bytes)", self.bias.as_ref(), n * size),
             ("the buffer of y (bytes)", Some(&self.y), m * n * size),
         ];
         for (what, handle, expected) in lens {
             match handle.map(|h| h.size_in_used() as usize) {
-                Some(found) if found < expected => return Err(Error::WrongLength { what, found, expected }),
+                Some(found) if found < expected => {
+                    return Err(Error::WrongLength { what, found, expected });
+                }
                 _ => {}
             }
         }
@@ -82,7 +102,12 @@ pub fn qgemm(client: &Client, problem: &Problem, operands: Operands) -> Result<(
 /// # Errors
 /// Invalid operands, a plan that does not fit the problem or the device ([`Plan::validate`]), each before anything is
 /// launched; [`Error::Device`] if the device refuses the kernel.
-pub fn qgemm_with(client: &Client, problem: &Problem, plan: &Plan, operands: Operands) -> Result<()> {
+pub fn qgemm_with(
+    client: &Client,
+    problem: &Problem,
+    plan: &Plan,
+    operands: Operands,
+) -> Result<()> {
     plan.validate(problem, &limits(client))?;
     run(client, problem, plan, operands)
 }
@@ -112,7 +137,10 @@ fn accepted(client: &Client, problem: &Problem, plan: &Plan, y: &Handle) -> Resu
     if TAKEN.lock().unwrap_or_else(PoisonError::into_inner).contains(&kernel) {
         return Ok(());
     }
-    client.check([y]).map_err(|e| Error::Device { during: "compiled or launched the kernel", reason: e.to_string() })?;
+    client.check([y]).map_err(|e| Error::Device {
+        during: "compiled or launched the kernel",
+        reason: e.to_string(),
+    })?;
     TAKEN.lock().unwrap_or_else(PoisonError::into_inner).insert(kernel);
     Ok(())
 }

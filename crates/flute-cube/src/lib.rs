@@ -6,7 +6,7 @@
 //! Four nouns, in the order of use: a [`Problem`] says what is asked, a [`Plan`] how it will be done (plain data: it
 //! can be validated, hashed, forced by a test, tuned), [`qgemm`] is the only way to the device, and `kernel` holds
 //! what runs there. [`Quantized`] is a weight as files hold it, [`PackedWeight`] as kernels read it, and
-//! [`reference`] defines what is correct.
+//! [`mod@reference`] defines what is correct.
 //!
 //! ```
 //! use flute_cube::{Format, Group, PackedWeight, Quantized, QuantizedParts, Table};

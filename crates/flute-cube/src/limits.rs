@@ -2,7 +2,11 @@
 //! tested on any other.
 
 use crate::{Dtype, Error, Result};
-use cubecl::{features::TypeUsage, ir::{ElemType, FloatKind}, prelude::Client};
+use cubecl::{
+    features::TypeUsage,
+    ir::{ElemType, FloatKind},
+    prelude::Client,
+};
 
 /// The limits of one device.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -37,7 +41,8 @@ impl Limits {
                 Dtype::BF16 => FloatKind::BF16,
             };
             let usage = features.types.elem.get(&ElemType::Float(kind));
-            usage.is_some_and(|u| u.contains(TypeUsage::Buffer) && u.contains(TypeUsage::Conversion))
+            usage
+                .is_some_and(|u| u.contains(TypeUsage::Buffer) && u.contains(TypeUsage::Conversion))
         };
         let runtime = client.name().to_string();
         Self {

@@ -24,7 +24,8 @@
 //!
 //! The words of a block lie so that a lane loads four at a time and a warp 512 contiguous bytes: `[lane][4]` for the
 //! words 0–3, then `[lane][4]` (4 bits) or `[lane][2]` (3 bits) for the rest. Scales lie `[tile][group][g][2]`: the
-//! two rows of a lane side by side. Rows and columns that do not exist have code 0 and scale 0.
+//! two rows of a lane side by side; groups fill whole blocks, so that the scales of a block have its number for an
+//! address. Rows and columns that do not exist have code 0 and scale 0.
 
 use crate::{Bits, Error, Format, Quantized, Result};
 use rayon::prelude::*;
@@ -67,25 +68,37 @@ pub fn to_canonical(codes: &[u8], codes_per_row: usize, bits_per_code: u8) -> Ve
 ///
 /// # Errors
 /// [`Error::WrongLength`] unless `bytes` holds exactly `rows` rows; [`Error::DirtyPadding`].
-pub fn from_canonical(bytes: &[u8], rows: usize, codes_per_row: usize, bits_per_code: u8) -> Result<Vec<u8>> {
+pub fn from_canonical(
+    bytes: &[u8],
+    rows: usize,
+    codes_per_row: usize,
+    bits_per_code: u8,
+) -> Result<Vec<u8>> {
     let row_bytes = canonical_row_bytes(codes_per_row, bits_per_code);
     let expected = rows.saturating_mul(row_bytes);
     if bytes.len() != expected || codes_per_row == 0 {
-        return Err(Error::WrongLength { what: "the canonical code matrix (bytes)", found: bytes.len(), expected });
+        return Err(Error::WrongLength {
+            what: "the canonical code matrix (bytes)",
+            found: bytes.len(),
+            expected,
+        });
     }
     let mut codes = vec![0; rows * codes_per_row];
-    let dirty = codes.par_chunks_mut(codes_per_row).zip(bytes.par_chunks(row_bytes)).position_first(|(codes, bytes)| {
-        let (mut word, mut held, mut at) = (0u32, 0, 0);
-        for code in codes {
-            if held < bits_per_code {
-                word |= u32::from(bytes[at]) << held;
-                (held, at) = (held + 8, at + 1);
+    let dirty = codes
+        .par_chunks_mut(codes_per_row)
+        .zip(bytes.par_chunks(row_bytes))
+        .position_first(|(codes, bytes)| {
+            let (mut word, mut held, mut at) = (0u32, 0, 0);
+            for code in codes {
+                if held < bits_per_code {
+                    word |= u32::from(bytes[at]) << held;
+                    (held, at) = (held + 8, at + 1);
+                }
+                *code = (word & ((1 << bits_per_code) - 1)) as u8;
+                (word, held) = (word >> bits_per_code, held - bits_per_code);
             }
-            *code = (word & ((1 << bits_per_code) - 1)) as u8;
-            (word, held) = (word >> bits_per_code, held - bits_per_code);
-        }
-        word != 0
-    });
+            word != 0
+        });
     match dirty {
         Some(row) => Err(Error::DirtyPadding { row }),
         None => Ok(codes),
@@ -117,7 +130,7 @@ impl PackedWeight {
 
     /// Scales of a weight of this shape.
     pub fn scales_len(n: usize, k: usize, format: Format) -> usize {
-        n.div_ceil(BLOCK_ROWS) * BLOCK_ROWS * format.group.count(k)
+        n.div_ceil(BLOCK_ROWS) * BLOCK_ROWS * padded_groups(k, format)
     }
 
     /// Canonical to kernel order.
@@ -140,7 +153,7 @@ impl PackedWeight {
         let mut scales = vec![0.0; Self::scales_len(n, k, format)];
         for (row, values) in weight.scales().chunks(groups).enumerate() {
             for (group, value) in values.iter().enumerate() {
-                scales[scale_index(row, group, groups)] = *value;
+                scales[scale_index(row, group, padded_groups(k, format))] = *value;
             }
         }
         Self { n, k, format, words, scales, pairs: weight.table().pair_table() }
@@ -165,7 +178,8 @@ impl PackedWeight {
                 });
             }
         });
-        let scale = |i: usize| self.scales[scale_index(i / groups, i % groups, groups)];
+        let padded = padded_groups(self.k, self.format);
+        let scale = |i: usize| self.scales[scale_index(i / groups, i % groups, padded)];
         (indices, (0..self.n * groups).map(scale).collect())
     }
 
@@ -191,6 +205,11 @@ impl PackedWeight {
 /// Words of a block: `2·bits` a lane.
 pub const fn block_words(bits: Bits) -> usize {
     LANES * 2 * bits.get() as usize
+}
+
+/// Groups of a row whose k is a whole number of blocks.
+pub(crate) fn padded_groups(k: usize, format: Format) -> usize {
+    format.group.count(k.next_multiple_of(BLOCK_K))
 }
 
 fn scale_index(row: usize, group: usize, groups: usize) -> usize {
@@ -245,10 +264,16 @@ fn for_each_slot(bits: Bits, mut visit: impl FnMut(Slot)) {
                 let byte = 8 * j as u32;
                 let pieces = match bits {
                     Bits::Four => [Piece { word: at(lane, f), shift: byte, bits: 8 }, none, none],
-                    Bits::Three if f % 4 < 3 => {
-                        [Piece { word: at(lane, f / 4 * 3 + f % 4), shift: byte, bits: 6 }, none, none]
-                    }
-                    Bits::Three => [0, 1, 2].map(|i| Piece { word: at(lane, f / 4 * 3 + i), shift: byte + 6, bits: 2 }),
+                    Bits::Three if f % 4 < 3 => [
+                        Piece { word: at(lane, f / 4 * 3 + f % 4), shift: byte, bits: 6 },
+                        none,
+                        none,
+                    ],
+                    Bits::Three => [0, 1, 2].map(|i| Piece {
+                        word: at(lane, f / 4 * 3 + i),
+                        shift: byte + 6,
+                        bits: 2,
+                    }),
                     Bits::Two => {
                         let shift = 16 * (f % 2) as u32 + 8 * (j % 2) as u32 + 4 * (j / 2) as u32;
                         [Piece { word: at(lane, f / 2), shift, bits: 4 }, none, none]

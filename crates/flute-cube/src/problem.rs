@@ -32,7 +32,9 @@ impl Problem {
             }
         }
         let words = PackedWeight::words_len(self.n, self.k, self.format);
-        for (what, found) in [("m·k", self.m * self.k), ("m·n", self.m * self.n), ("the words of the weight", words)] {
+        for (what, found) in
+            [("m·k", self.m * self.k), ("m·n", self.m * self.n), ("the words of the weight", words)]
+        {
             if found > u32::MAX as usize {
                 return Err(Error::OutOfRange { what, found, min: 0, max: u32::MAX as usize });
             }
@@ -43,7 +45,8 @@ impl Problem {
     /// Bytes that any kernel must move: codes, scales, activations and result.
     pub fn bytes(&self) -> usize {
         let words = PackedWeight::words_len(self.n, self.k, self.format);
-        let values = PackedWeight::scales_len(self.n, self.k, self.format) + self.m * (self.n + self.k);
+        let values =
+            PackedWeight::scales_len(self.n, self.k, self.format) + self.m * (self.n + self.k);
         4 * words + values * self.dtype.size()
     }
 }

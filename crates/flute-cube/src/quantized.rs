@@ -62,10 +62,10 @@ impl Quantized {
             }
         }
         let entries = table.entries();
-        if let Some(index) = codes.par_iter().position_first(|c| usize::from(*c) >= entries) {
+        if let Some(index) = first_index(&codes, |c| usize::from(*c) >= entries) {
             return Err(Error::CodeOutOfRange { index, code: codes[index], entries });
         }
-        if let Some(index) = scales.par_iter().position_first(|s| !s.is_finite()) {
+        if let Some(index) = first_index(&scales, |s| !s.is_finite()) {
             return Err(Error::NotFinite { what: "the scale matrix", index, value: scales[index] });
         }
         Ok(Self { n, k, format, codes, scales, table })
@@ -120,9 +120,19 @@ impl Quantized {
         out.par_chunks_mut(self.k).enumerate().for_each(|(row, out)| {
             let scales = &self.scales[row * self.format.group.count(self.k)..];
             for (col, w) in out.iter_mut().enumerate() {
-                *w = pairs[usize::from(self.pair_index(row, col / 2))][col % 2] * scales[col / group];
+                *w = pairs[usize::from(self.pair_index(row, col / 2))][col % 2]
+                    * scales[col / group];
             }
         });
         out
     }
+}
+
+/// Where `values` first satisfies `wrong`. By chunks: a parallel search that compares one by one asks a shared counter
+/// for each, and took 640 ms for the codes of a 4096 × 14336 weight.
+fn first_index<T: Sync>(values: &[T], wrong: impl Fn(&T) -> bool + Sync) -> Option<usize> {
+    const CHUNK: usize = 1 << 16;
+    let chunk = values.par_chunks(CHUNK).position_first(|chunk| chunk.iter().any(&wrong))?;
+    let within = values[chunk * CHUNK..].iter().position(&wrong)?;
+    Some(chunk * CHUNK + within)
 }

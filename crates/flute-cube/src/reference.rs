@@ -15,10 +15,16 @@ pub fn qgemm(x: &[f64], weight: &Quantized, bias: Option<&[f32]>) -> Vec<f64> {
     let rows: Vec<Vec<f64>> = (0..n)
         .into_par_iter()
         .map(|row| {
-            let value = |col: usize| f64::from(pairs[usize::from(weight.pair_index(row, col / 2))][col % 2]);
-            let w: Vec<f64> = (0..k).map(|col| value(col) * f64::from(weight.scales()[row * groups + col / group])).collect();
+            let value = |col: usize| {
+                f64::from(pairs[usize::from(weight.pair_index(row, col / 2))][col % 2])
+            };
+            let w: Vec<f64> = (0..k)
+                .map(|col| value(col) * f64::from(weight.scales()[row * groups + col / group]))
+                .collect();
             let bias = bias.map_or(0.0, |b| f64::from(b[row]));
-            (0..m).map(|i| x[i * k..][..k].iter().zip(&w).map(|(a, b)| a * b).sum::<f64>() + bias).collect()
+            (0..m)
+                .map(|i| x[i * k..][..k].iter().zip(&w).map(|(a, b)| a * b).sum::<f64>() + bias)
+                .collect()
         })
         .collect();
     (0..m * n).map(|i| rows[i % n][i / n]).collect()

@@ -67,6 +67,7 @@ pub struct Table {
 }
 
 /// The literals of bitsandbytes, which the formula meets only to about 1e-7.
+#[expect(clippy::excessive_precision, reason = "digit for digit as bitsandbytes has them")]
 #[rustfmt::skip]
 const NF4: [f32; 16] = [
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,
@@ -90,7 +91,11 @@ impl Table {
     /// Integers scaled to [−1, 1).
     pub fn int(bits: Bits) -> Self {
         let half = (bits.codes() / 2) as f32;
-        Self::build(TableKind::Int, bits, (0..bits.codes()).map(|c| (c as f32 - half) / half).collect())
+        Self::build(
+            TableKind::Int,
+            bits,
+            (0..bits.codes()).map(|c| (c as f32 - half) / half).collect(),
+        )
     }
 
     /// Small floats scaled to [−1, 1], ascending, both zeros kept.
@@ -142,7 +147,13 @@ impl Table {
     pub fn pairs(bits: Bits, pairs: &[[f32; 2]]) -> Result<Self> {
         let values = pairs.as_flattened();
         check(values, 2 * bits.pairs())?;
-        Ok(Self { kind: TableKind::Pairs, bits, values: values.to_vec(), order: vec![], midpoints: vec![] })
+        Ok(Self {
+            kind: TableKind::Pairs,
+            bits,
+            values: values.to_vec(),
+            order: vec![],
+            midpoints: vec![],
+        })
     }
 
     /// The table that `kind` names, where the name says it all.

@@ -24,7 +24,7 @@ impl Card<'_> {
             skipped.push_str("none");
         }
         let mut card = format!(
-            "---\nlibrary_name: flute\nbase_model: {base}\nbase_model_relation: quantized\n\
+            "---\nlibrary_name: flute\nbase_model: {quoted}\nbase_model_relation: quantized\n\
              tags:\n- flute\n- lut-gemm\n- {bits}-bit\n---\n\n\
              # {base}, {bits} bits\n\n\
              Quantized with [FLUTE](https://github.com/flute-rs/flute): every linear layer but \
@@ -34,6 +34,8 @@ impl Card<'_> {
              | weights a scale | {group} |\n| scales | {scale} |\n| left dense | {skipped} |\n\
              | quantized layers | {quantized} |\n| bits a quantized weight | {rate:.3} |\n\
              | bytes of tensors | {after} (was {before}) |\n",
+            // Quoted as JSON, which YAML is: a directory may be called anything.
+            quoted = serde_json::Value::from(*base),
             bits = scheme.bits,
             table = scheme.table,
             group = scheme.group,

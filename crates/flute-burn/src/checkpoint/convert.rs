@@ -14,7 +14,7 @@ use super::reader::{Reader, float_dtype};
 use super::writer::{TensorSpec, Writer, WriterOptions, natural_key};
 use crate::error::{Error, Result};
 use crate::quantize::{self, Method};
-use flute_cube::{Dtype as Float, Quantized, QuantizedParts, pack};
+use flute_cube::{Dtype as Float, Quantized, pack};
 use safetensors::Dtype;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -320,11 +320,11 @@ impl Task<'_> {
     fn run(&self, reader: &Reader, writer: &mut Writer, name: &str) -> Result<(ClassError, u64)> {
         let dense = reader.tensor(name)?.data;
         let quantized = quantize::quantize(name, &dense, self.n, self.k, self.method)?;
-        let quantized = round_scales(quantized, self.scale, name)?;
-        let error = measure(&dense, &quantized);
+        let scales = self.rounded(&quantized, name)?;
+        let error = measure(&dense, &quantized, &scales);
         let width = self.k.div_ceil(quantized.table().dim());
         let codes = pack::to_canonical(quantized.codes(), width, self.code_bits());
-        let scales = self.scale.encode(quantized.scales());
+        let scales = self.scale.encode(&scales);
         let table = Float::F32.encode(quantized.table().values());
         let mut written = 0;
         for (part, bytes) in [("codes", codes), ("scales", scales), ("table", table)] {
@@ -332,6 +332,18 @@ impl Task<'_> {
             written += bytes.len() as u64;
         }
         Ok((error, written))
+    }
+
+    /// The scales that the file will hold.
+    fn rounded(&self, weight: &Quantized, tensor: &str) -> Result<Vec<f32>> {
+        let dtype = self.scale;
+        let scales: Vec<f32> = weight.scales().iter().map(|scale| dtype.round(*scale)).collect();
+        if let Some(index) = scales.iter().position(|scale| !scale.is_finite()) {
+            let groups = weight.format().group.count(self.k);
+            let (row, group, value) = (index / groups, index % groups, weight.scales()[index]);
+            return Err(Error::ScaleOverflow { tensor: tensor.into(), row, group, value, dtype });
+        }
+        Ok(scales)
     }
 }
 
@@ -341,19 +353,6 @@ fn linear<'a>(name: &'a str, info: &TensorInfo) -> Option<&'a str> {
     let dense = ALWAYS_DENSE.iter().any(|pattern| pattern::matches(pattern, module));
     let matrix = matches!(info.shape.as_slice(), [n, k] if *n > 0 && *k > 0);
     (matrix && !dense).then_some(module)
-}
-
-/// The same codes with the scales that the file will hold.
-fn round_scales(weight: Quantized, dtype: Float, tensor: &str) -> Result<Quantized> {
-    let (n, k, format) = (weight.n(), weight.k(), weight.format());
-    let groups = format.group.count(k);
-    let scales: Vec<f32> = weight.scales().iter().map(|scale| dtype.round(*scale)).collect();
-    if let Some(index) = scales.iter().position(|scale| !scale.is_finite()) {
-        let (row, group, value) = (index / groups, index % groups, weight.scales()[index]);
-        return Err(Error::ScaleOverflow { tensor: tensor.into(), row, group, value, dtype });
-    }
-    let (codes, table) = (weight.codes().to_vec(), weight.table().clone());
-    Ok(Quantized::new(QuantizedParts { n, k, format, codes, scales, table })?)
 }
 
 fn scheme_of(method: &Method) -> Scheme {

@@ -36,24 +36,31 @@ impl ClassError {
     }
 }
 
-/// The error of one weight. Rows are summed apart and then in order, so that the sums do not depend on threads.
-pub(super) fn measure(dense: &[f32], quantized: &Quantized) -> ClassError {
-    let (k, width) = (quantized.k(), quantized.k().div_ceil(quantized.table().dim()));
+/// The error of one weight with the `scales` that are stored. Rows are summed apart and then in order, so that the sums
+/// do not depend on threads.
+pub(super) fn measure(dense: &[f32], quantized: &Quantized, scales: &[f32]) -> ClassError {
+    let (k, values) = (quantized.k(), quantized.table().values());
+    // 1 if a code names two weights, else 0.
+    let pair = quantized.table().dim() - 1;
     let (groups, len) = (quantized.format().group.count(k), quantized.format().group.len(k));
-    let (values, dim) = (quantized.table().values(), quantized.table().dim());
-    let rows = dense.par_chunks(k).enumerate().map(|(row, dense)| {
-        let codes = &quantized.codes()[row * width..][..width];
-        let scales = &quantized.scales()[row * groups..][..groups];
-        let mut error = ClassError::default();
-        for (col, w) in dense.iter().enumerate() {
-            let value = values[usize::from(codes[col / dim]) * dim + col % dim];
-            let (w, difference) = (f64::from(*w), f64::from(value * scales[col / len] - w));
-            error.squared_error += difference * difference;
-            error.squared_norm += w * w;
-            error.max_error = error.max_error.max(difference.abs());
-        }
-        error
-    });
+    let rows = dense
+        .par_chunks(k)
+        .zip(quantized.codes().par_chunks(k.div_ceil(pair + 1)))
+        .zip(scales.par_chunks(groups))
+        .map(|((dense, codes), scales)| {
+            let mut error = ClassError::default();
+            for (group, (dense, scale)) in dense.chunks(len).zip(scales).enumerate() {
+                for (col, w) in dense.iter().enumerate() {
+                    let col = group * len + col;
+                    let value = values[usize::from(codes[col >> pair]) << pair | col & pair];
+                    let (w, difference) = (f64::from(*w), f64::from(value * scale - w));
+                    error.squared_error += difference * difference;
+                    error.squared_norm += w * w;
+                    error.max_error = error.max_error.max(difference.abs());
+                }
+            }
+            error
+        });
     let rows: Vec<ClassError> = rows.collect();
     let mut total = ClassError::default();
     for row in rows {

@@ -292,14 +292,14 @@ impl Reader {
     /// A float tensor whose values are all finite.
     pub(super) fn finite(&self, name: &str) -> Result<Vec<f32>> {
         let HostTensor { shape, data } = self.tensor(name)?;
-        match data.par_iter().position_first(|value| !value.is_finite()) {
-            None => Ok(data),
-            Some(index) => {
-                let width = shape.last().copied().unwrap_or(1).max(1);
-                let (row, col, value) = (index / width, index % width, data[index]);
-                Err(Error::NotFinite { tensor: name.into(), row, col, value })
-            }
-        }
+        // By chunks: a parallel search looks at a shared flag with every item.
+        let broken = |chunk: &[f32]| !chunk.iter().all(|value| value.is_finite());
+        let Some(chunk) = data.par_chunks(CHUNK).position_first(broken) else { return Ok(data) };
+        let rest = data[chunk * CHUNK..].iter().position(|value| !value.is_finite());
+        let index = chunk * CHUNK + rest.unwrap_or(0);
+        let width = shape.last().copied().unwrap_or(1).max(1);
+        let (row, col, value) = (index / width, index % width, data[index]);
+        Err(Error::NotFinite { tensor: name.into(), row, col, value })
     }
 
     fn dims<const D: usize>(&self, name: &str, needed: &str) -> Result<[usize; D]> {

@@ -5,7 +5,7 @@ use std::io;
 
 impl Error {
     /// What the user can do about it, in one sentence; flags are those of the `flute` command.
-    pub fn hint(&self) -> Option<&'static str> {
+    pub fn hint(&self) -> Option<String> {
         let hint = match self {
             Self::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
                 "free some space; what was written so far has been removed"
@@ -61,6 +61,6 @@ impl Error {
             }
             _ => return None,
         };
-        Some(hint)
+        Some(hint.into())
     }
 }

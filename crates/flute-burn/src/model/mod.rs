@@ -18,6 +18,7 @@ pub use load::LoadOptions;
 
 use crate::checkpoint::{Architecture, GenerationConfig, ModelConfig, Reader};
 use crate::error::{Error, Result};
+use crate::linear::AnyLinear;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use llama::Llama;
 use load::Loader;
@@ -81,10 +82,9 @@ impl Model {
                 Network::Llama(Box::new(Llama::load(&loader, &config, &mut progress)?))
             }
             other => {
-                return Err(Error::Unsupported {
-                    what: other.name().into(),
-                    reason: "its configuration is known and its layers are not; LlamaForCausalLM runs".into(),
-                });
+                let reason = "its configuration is read, no network runs it; LlamaForCausalLM runs";
+                let (what, reason) = (other.name().into(), reason.into());
+                return Err(Error::Unsupported { what, reason });
             }
         };
         let (device, dtype) = (options.device.clone(), loader.dtype());
@@ -201,12 +201,14 @@ impl Model {
     /// Its linear layers in numbers.
     pub fn weights(&self) -> WeightSummary {
         let Network::Llama(llama) = &self.network;
-        llama.linears().fold(WeightSummary::default(), |sum, linear| WeightSummary {
-            linears: sum.linears + 1,
-            quantized: sum.quantized + usize::from(matches!(linear, crate::linear::AnyLinear::Flute(_))),
-            weights: sum.weights + linear.shape().iter().product::<usize>(),
-            bytes: sum.bytes + linear.bytes(),
-        })
+        let mut sum = WeightSummary::default();
+        for linear in llama.linears() {
+            sum.linears += 1;
+            sum.quantized += usize::from(matches!(linear, AnyLinear::Flute(_)));
+            sum.weights += linear.shape().iter().product::<usize>();
+            sum.bytes += linear.bytes();
+        }
+        sum
     }
 }
 

@@ -10,6 +10,7 @@ use super::chat::{ChatTemplate, Message};
 use super::detokenizer::Detokenizer;
 use crate::checkpoint::json::read_bounded;
 use crate::error::{Error, Result};
+use serde_json::Value;
 use std::path::Path;
 use std::sync::OnceLock;
 
@@ -51,6 +52,11 @@ impl Tokenizer {
         let mut plain = tokenizers::Tokenizer::from_bytes(bytes).map_err(failed("be read"))?;
         plain.with_truncation(None).map_err(failed("be read"))?.with_padding(None);
         plain.set_encode_special_tokens(true);
+        if let Some(processor) = plain.get_post_processor() {
+            let processor =
+                serde_json::to_value(processor).map_err(|e| failed("be read")(e.into()))?;
+            check_processor(&processor).map_err(|e| failed("be read")(e.into()))?;
+        }
         let tokens = plain.get_added_tokens_decoder().into_iter();
         let special = tokens.filter(|(_, token)| token.special && !token.content.is_empty());
         let mut special: Vec<_> = special.map(|(id, token)| (token.content, id)).collect();
@@ -165,6 +171,22 @@ impl std::fmt::Debug for Tokenizer {
 fn ids(tokenizer: &tokenizers::Tokenizer, text: &str, add_special: bool) -> Result<Vec<u32>> {
     let encoding = tokenizer.encode_fast(text, add_special).map_err(failed("encode"))?;
     Ok(encoding.get_ids().to_vec())
+}
+
+/// Refuses a post-processor whose templates name special tokens that it does not define: the crate reads it and panics
+/// at the first text.
+fn check_processor(processor: &Value) -> Result<(), String> {
+    for processor in processor["processors"].as_array().into_iter().flatten() {
+        check_processor(processor)?;
+    }
+    for piece in ["single", "pair"].iter().filter_map(|side| processor[side].as_array()).flatten() {
+        if let Some(id) = piece["SpecialToken"]["id"].as_str()
+            && processor["special_tokens"].get(id).is_none()
+        {
+            return Err(format!("its post-processor names the undefined special token '{id}'"));
+        }
+    }
+    Ok(())
 }
 
 fn failed(action: &'static str) -> impl FnOnce(tokenizers::Error) -> Error {

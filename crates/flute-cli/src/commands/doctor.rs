@@ -5,6 +5,7 @@ use crate::output;
 use flute_burn::device::{self, DeviceInfo};
 use flute_cube::{Dtype, Format, Limits, Plan, Problem};
 use serde::Serialize;
+use std::fmt;
 use std::path::PathBuf;
 
 #[derive(Serialize)]
@@ -46,11 +47,8 @@ pub(crate) fn run(args: &DoctorArgs) -> anyhow::Result<()> {
         auto: device::name(&device::parse("auto")?),
         devices: device::available().iter().map(entry).collect::<anyhow::Result<_>>()?,
     };
-    match args.json.wanted {
-        true => output::json(&report)?,
-        false => print(&report)?,
-    }
-    Ok(())
+    let printed = if args.json.wanted { output::json(&report) } else { output::line(&report) };
+    Ok(printed?)
 }
 
 fn entry(info: &DeviceInfo) -> anyhow::Result<Entry> {
@@ -75,8 +73,8 @@ fn gpu(limits: &Limits) -> flute_cube::Result<Gpu> {
         units_per_cube: limits.cube_units,
         tensor_cores: limits.mma,
         kernels: match plan {
-            Plan::Portable(_) => "portable",
-            Plan::Mma(_) => "tensor cores (CUDA mma)",
+            Plan::Portable(_) => "portable, no tensor cores",
+            Plan::Mma(_) => "tensor cores",
         },
         plan: plan.to_string(),
     })
@@ -90,43 +88,36 @@ fn nvidia_driver() -> Option<String> {
     text.split_whitespace().find(version).map(str::to_owned)
 }
 
-fn print(report: &Report) -> std::io::Result<()> {
-    let absent = || "none found".to_owned();
-    let headers = report.cuda_headers.as_ref().map(|path| path.display().to_string());
-    output::line(format_args!("flute          {}", report.version))?;
-    output::line(format_args!(
-        "NVIDIA driver  {}",
-        report.nvidia_driver.clone().unwrap_or_else(absent)
-    ))?;
-    output::line(format_args!("CUDA headers   {}", headers.clone().unwrap_or_else(absent)))?;
-    if headers.is_none() && report.nvidia_driver.is_some() {
-        output::line(
-            "               kernels are compiled against them: install the CUDA toolkit, or its",
-        )?;
-        output::line(
-            "               headers, and set CUDA_PATH to the directory that holds include/",
-        )?;
-    }
-    output::line(format_args!("--device auto  {}", report.auto))?;
-    for Entry { name, description, runtime, opens, dtypes, gpu } in &report.devices {
-        output::line(format_args!("\n{name:<14} {description}"))?;
-        if !opens {
-            continue;
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let driver = self.nvidia_driver.as_deref().unwrap_or("none found");
+        writeln!(f, "flute          {}", self.version)?;
+        writeln!(f, "NVIDIA driver  {driver}")?;
+        match &self.cuda_headers {
+            Some(path) => writeln!(f, "CUDA headers   {}", path.display())?,
+            None => writeln!(f, "CUDA headers   none found{NEEDED}")?,
         }
-        output::line(format_args!("  runtime      {runtime}, computes in {}", dtypes.join(", ")))?;
-        let Some(gpu) = gpu else {
-            output::line(
-                "  kernels      none: quantized layers are decoded, then multiplied (slow)",
-            )?;
-            continue;
+        write!(f, "--device auto  {}", self.auto)?;
+        self.devices.iter().try_for_each(|device| write!(f, "\n\n{device}"))
+    }
+}
+
+/// Only CUDA needs them; `CubeCL` looks where [`device::cuda_headers`] does.
+const NEEDED: &str = "; CUDA kernels are compiled against the toolkit's\n               \
+     headers: install it, or set CUDA_PATH to a directory that holds include/";
+
+impl fmt::Display for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:<14} {}", self.name, self.description)?;
+        if !self.opens {
+            return Ok(());
+        }
+        write!(f, "\n  runtime      {}, {}", self.runtime, self.dtypes.join(", "))?;
+        let Some(gpu) = &self.gpu else {
+            return write!(f, "\n  kernels      none: codes are decoded, then multiplied (slow)");
         };
         let (kilobytes, units) = (gpu.shared_memory_bytes >> 10, gpu.units_per_cube);
-        output::line(format_args!(
-            "  cube         {kilobytes} KB of shared memory, {units} units"
-        ))?;
-        let mma = if gpu.tensor_cores { "used" } else { "not used" };
-        output::line(format_args!("  tensor cores {mma}"))?;
-        output::line(format_args!("  kernels      {}; one token: {}", gpu.kernels, gpu.plan))?;
+        write!(f, "\n  cube         {kilobytes} KB of shared memory, {units} units")?;
+        write!(f, "\n  kernels      {}\n  one token    {}", gpu.kernels, gpu.plan)
     }
-    Ok(())
 }

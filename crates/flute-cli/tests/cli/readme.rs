@@ -11,7 +11,7 @@ fn readme() -> String {
     std::fs::read_to_string(root().join("README.md")).unwrap()
 }
 
-/// The lines between the first "```language" and its end.
+/// The lines of the first block of code in `language`.
 fn block(readme: &str, language: &str) -> Vec<String> {
     let lines = readme.lines().skip_while(|line| *line != format!("```{language}")).skip(1);
     lines.take_while(|line| *line != "```").map(str::to_owned).collect()

@@ -14,7 +14,7 @@
 
 use crate::{
     Dtype, Operands, PackedWeight, PortablePlan, Problem,
-    pack::{BLOCK_K, BLOCK_ROWS},
+    pack::{BLOCK_K, BLOCK_ROWS, padded_groups},
 };
 use cubecl::{
     ir::{ElemType, FloatKind},
@@ -58,7 +58,7 @@ struct Shape {
     m: usize,
     n: usize,
     k: usize,
-    /// Scales of a row.
+    /// Scales of a row, whole blocks of them.
     groups: usize,
     /// Blocks that share a scale; read only if groups are not shorter than blocks.
     group_blocks: usize,
@@ -85,7 +85,7 @@ pub(crate) fn launch(client: &Client, problem: &Problem, plan: &PortablePlan, op
         m,
         n,
         k,
-        format.group.count(k),
+        padded_groups(k, format),
         format.group.len(k.next_multiple_of(BLOCK_K)) / BLOCK_K,
         u32::from(bias),
     );
@@ -139,6 +139,7 @@ fn qgemm<F: Float, N: Size>(
     let planes = comptime!(form.planes);
     let units = comptime!(32 * form.planes);
     let copies = comptime!(form.copies);
+    let parts = comptime!(128 / form.fold);
     let unit = UNIT_POS_X as usize;
     let plane = UNIT_POS_Y as usize;
     let (g, t) = (unit / 4, unit % 4);
@@ -180,13 +181,21 @@ fn qgemm<F: Float, N: Size>(
         }
         let mut block = plane;
         while block < blocks {
-            let (now, rest) = (head, tail);
+            // On their way while this block is computed.
+            let mut next_head = Words::new(0u32);
+            let mut next_tail = Words::new(0u32);
             if block + planes < blocks {
-                head = load_head(words, first + block + planes, unit, form);
-                tail = load_tail(words, first + block + planes, unit, form);
+                next_head = load_head(words, first + block + planes, unit, form);
+                next_tail = load_tail(words, first + block + planes, unit, form);
+            }
+            let mut factors = Array::<Pair>::new(parts);
+            #[unroll]
+            for part in 0..parts {
+                let group = row_tile * shape.groups + group_of(block, part, &shape, form);
+                factors[part] = Pair::cast_from(scales[group * 8 + g]);
             }
             #[unroll]
-            for part in 0..comptime!(128 / form.fold) {
+            for part in 0..parts {
                 let mut sums = Array::<f32>::new(comptime!(2 * tokens));
                 #[unroll]
                 for i in 0..comptime!(2 * tokens) {
@@ -194,27 +203,27 @@ fn qgemm<F: Float, N: Size>(
                 }
                 #[unroll]
                 for f in comptime!(part * form.fold / 16)..comptime!((part + 1) * form.fold / 16) {
-                    let w0 = look_up(&table, now, rest, unit % copies, f, 0usize, form);
-                    let w1 = look_up(&table, now, rest, unit % copies, f, 1usize, form);
-                    let w2 = look_up(&table, now, rest, unit % copies, f, 2usize, form);
-                    let w3 = look_up(&table, now, rest, unit % copies, f, 3usize, form);
-                    let col = block * 128 + f * 16 + t * 2;
+                    let w0 = look_up(&table, head, tail, unit % copies, f, 0usize, form);
+                    let w1 = look_up(&table, head, tail, unit % copies, f, 1usize, form);
+                    let w2 = look_up(&table, head, tail, unit % copies, f, 2usize, form);
+                    let w3 = look_up(&table, head, tail, unit % copies, f, 3usize, form);
+                    let pair = block * 64 + t + comptime!(f * 8);
                     #[unroll]
                     for i in 0..tokens {
-                        let a = load_x(x, rows[i], col, shape.k, form);
-                        let b = load_x(x, rows[i], col + 8, shape.k, form);
+                        let a = load_x(x, rows[i], pair, shape.k, form);
+                        let b = load_x(x, rows[i], pair + 4, shape.k, form);
                         sums[2 * i] = mad(w2, b, mad(w0, a, sums[2 * i]));
                         sums[2 * i + 1] = mad(w3, b, mad(w1, a, sums[2 * i + 1]));
                     }
                 }
-                let group = group_of(block, part, &shape, form);
-                let scale = Pair::cast_from(scales[(row_tile * shape.groups + group) * 8 + g]);
                 #[unroll]
                 for i in 0..tokens {
-                    totals[2 * i] += sums[2 * i] * scale.extract(0usize);
-                    totals[2 * i + 1] += sums[2 * i + 1] * scale.extract(1usize);
+                    totals[2 * i] += sums[2 * i] * factors[part].extract(0usize);
+                    totals[2 * i + 1] += sums[2 * i + 1] * factors[part].extract(1usize);
                 }
             }
+            head = next_head;
+            tail = next_tail;
             block += planes;
         }
         #[unroll]
@@ -306,29 +315,30 @@ fn look_up<F: Float>(
     Pair::cast_from(table[index as usize * comptime!(form.copies) + copy])
 }
 
-/// x at `col` and `col + 1` of the row that starts at vector `row`, zero beyond k.
+/// The two values of x at `2·pair` of the row that starts at vector `row`, zero beyond k.
 #[cube]
 fn load_x<F: Float, N: Size>(
     x: &[Vector<F, N>],
     row: usize,
-    col: usize,
+    pair: usize,
     k: usize,
     #[comptime] form: Form,
 ) -> Pair {
-    let mut pair = Pair::new(0.0);
+    let mut values = Pair::new(0.0);
     if comptime!(form.whole) {
-        let both = x[row + col / 2];
-        pair.insert(0usize, f32::cast_from(both.extract(0usize)));
-        pair.insert(1usize, f32::cast_from(both.extract(1usize)));
+        let both = x[row + pair];
+        values.insert(0usize, f32::cast_from(both.extract(0usize)));
+        values.insert(1usize, f32::cast_from(both.extract(1usize)));
     } else {
+        let col = 2 * pair;
         if col < k {
-            pair.insert(0usize, f32::cast_from(x[row + col].extract(0usize)));
+            values.insert(0usize, f32::cast_from(x[row + col].extract(0usize)));
         }
         if col + 1 < k {
-            pair.insert(1usize, f32::cast_from(x[row + col + 1].extract(0usize)));
+            values.insert(1usize, f32::cast_from(x[row + col + 1].extract(0usize)));
         }
     }
-    pair
+    values
 }
 
 #[cube]
@@ -336,13 +346,12 @@ fn mad(a: Pair, b: Pair, sum: f32) -> f32 {
     sum + a.extract(0usize) * b.extract(0usize) + a.extract(1usize) * b.extract(1usize)
 }
 
-/// The group of the columns that `part` of `block` sums; of the last one if there are none.
+/// The group of the columns that `part` of `block` sums.
 #[cube]
 fn group_of(block: usize, #[comptime] part: usize, shape: &Shape, #[comptime] form: Form) -> usize {
     if comptime!(form.fold == 128) {
         block / shape.group_blocks
     } else {
-        let group = block * comptime!(128 / form.fold) + part;
-        select(group < shape.groups, group, shape.groups - 1)
+        block * comptime!(128 / form.fold) + part
     }
 }

@@ -1,6 +1,6 @@
 //! The shape of the tensor-core kernel.
 
-use crate::{Dtype, Error, Limits, Problem, Result, pack};
+use crate::{Bits, Dtype, Error, Limits, Problem, Result, pack};
 use core::fmt;
 use serde::{Deserialize, Serialize};
 
@@ -25,7 +25,12 @@ pub struct MmaPlan {
     pub split: u32,
     /// Cubes a multiprocessor that stay; 0 gives every block of rows a cube of its own.
     pub resident: u32,
+    /// Blocks of rows whose sums a cube keeps before its planes meet to fold them.
+    pub slots: u32,
 }
+
+/// Bytes of x that a plan stages: with them two cubes of a table of 32 kB still fit a multiprocessor.
+const X_BYTES: u32 = 64 << 10;
 
 impl MmaPlan {
     /// Units of a cube.
@@ -43,65 +48,114 @@ impl MmaPlan {
         pack::BLOCK_ROWS * (self.row_tiles * self.planes_n) as usize
     }
 
-    /// Bytes of shared memory: the table, once for every lane; the staged x, whose rows are 64 bytes longer than
-    /// their content so that two of them fill the 32 banks; the partial sums of the planes.
+    /// Lanes of a plane whose sums belong to tokens that exist.
+    pub(crate) fn live_lanes(&self) -> usize {
+        8 * (self.tokens as usize).div_ceil(2).min(4)
+    }
+
+    /// Vectors of four sums that a plane leaves for one block of rows.
+    pub(crate) fn plane_sums(&self) -> usize {
+        self.row_tiles as usize * self.token_tiles() * self.live_lanes()
+    }
+
+    /// Vectors of four sums of a cube.
+    pub(crate) fn sums(&self) -> usize {
+        match self.planes_k {
+            1 => 0,
+            _ => (self.slots * self.planes_n * self.planes_k) as usize * self.plane_sums(),
+        }
+    }
+
+    /// Bytes of shared memory: the table, once for every lane (two bits look up four weights at a time); the staged
+    /// x, whose rows are 64 bytes longer than their content so that two of them fill the 32 banks; the sums.
     pub fn shared_bytes(&self, problem: &Problem) -> usize {
-        let table = problem.format.bits.pairs() * 128;
-        let x = self.tokens as usize * (self.k_stage as usize * 2 + 64);
-        let sums = if self.planes_k > 1 { self.units() * self.row_tiles as usize * self.token_tiles() * 16 } else { 0 };
-        table + x + sums
+        let table = 128 << if problem.format.bits == Bits::Three { 6 } else { 8 };
+        table + self.tokens as usize * (self.k_stage as usize * 2 + 64) + 16 * self.sums()
     }
 
     pub(super) fn select(problem: &Problem, limits: &Limits) -> Option<Self> {
         let all = Self::candidates(problem, limits);
-        all.into_iter().min_by_key(|plan| plan.cost(problem, limits))
+        all.into_iter().min_by(|a, b| a.cost(problem, limits).total_cmp(&b.cost(problem, limits)))
     }
 
-    /// A rough order of plans: waves of work, then what a cube repeats.
-    fn cost(&self, problem: &Problem, limits: &Limits) -> u64 {
-        let blocks = problem.n.div_ceil(self.rows()) * problem.m.div_ceil(self.tokens as usize) * self.split as usize;
-        let resident = limits.processors * self.residency(problem, limits);
-        let waves = blocks.div_ceil(resident.max(1));
-        let k_blocks = problem.k.div_ceil(pack::BLOCK_K).div_ceil((self.planes_k * self.split) as usize);
-        let block = 16 * self.row_tiles as usize + 8 * self.token_tiles() * (1 + self.row_tiles as usize);
-        let planes = (self.planes_n * self.planes_k) as usize * self.residency(problem, limits);
-        let fold = if self.split > 1 { 2000 } else { 0 };
-        (waves * k_blocks * block * planes.max(16) + fold + 40 * waves) as u64
+    /// What a multiprocessor has to do, in an arbitrary unit: only the order of plans means anything.
+    ///
+    /// The shared-memory unit is the one that is busiest: four lookups a fragment, and two loads of x for every tile
+    /// of tokens, shared by the row tiles of a plane. The rest are what was seen on an H200: a block of rows costs a
+    /// plane as much as four fragments, and fewer than 16 planes a multiprocessor do not hide their own latencies.
+    fn cost(&self, problem: &Problem, limits: &Limits) -> f64 {
+        let row_blocks = problem.n.div_ceil(self.rows());
+        let cubes = row_blocks * problem.m.div_ceil(self.tokens as usize) * self.split as usize;
+        let busiest = cubes.div_ceil(limits.processors);
+        let k_blocks = problem.k.div_ceil(pack::BLOCK_K);
+        let steps = k_blocks.div_ceil((self.planes_k * self.split) as usize);
+        let fragments = 8.0 * (steps * self.row_tiles as usize) as f64;
+        let tokens = self.token_tiles() as f64;
+        let shared = 4.0 + 2.0 * tokens / f64::from(self.row_tiles) + 0.5 * tokens;
+        let stages =
+            (steps * self.planes_k as usize * pack::BLOCK_K).div_ceil(self.k_stage as usize);
+        let staging = if stages > 1 {
+            f64::from(self.tokens * self.k_stage) / 2048.0 * stages as f64
+        } else {
+            0.0
+        };
+        let planes = self.planes_n * self.planes_k;
+        let together = planes as usize * busiest.min(self.residency(problem, limits));
+        let idle = (16.0 / together as f64).max(1.0);
+        let fold = if self.split > 1 { 600.0 * f64::from(self.split) } else { 0.0 };
+        let block = f64::from(planes) * ((fragments + 4.0) * shared) + staging;
+        busiest as f64 * block * idle + fold
     }
 
     /// Cubes that fit a multiprocessor at once.
     fn residency(&self, problem: &Problem, limits: &Limits) -> usize {
-        let by_memory = limits.shared_bytes / self.shared_bytes(problem).max(1);
-        let registers = 56 + 12 * self.row_tiles as usize * self.token_tiles() + 4 * self.row_tiles as usize;
-        let by_units = (65536 / registers.next_multiple_of(8) / self.units()).min(1536 / self.units());
-        by_memory.min(by_units).clamp(1, self.resident.max(1) as usize)
+        let by_memory = limits.shared_bytes / (self.shared_bytes(problem) + 1024);
+        let tiles = self.row_tiles as usize
+            * (8 * self.token_tiles() + 2 * problem.format.bits.get() as usize);
+        let registers = (40 + tiles).next_multiple_of(8);
+        let by_units = (65536 / registers / self.units()).min(2048 / self.units());
+        by_memory.min(by_units).max(1)
     }
 
     pub(super) fn candidates(problem: &Problem, limits: &Limits) -> Vec<Self> {
-        let tokens: &[u32] = match problem.m {
-            0..=1 => &[1],
-            2 => &[2],
-            3..=4 => &[4],
-            5..=8 => &[8],
-            9..=16 => &[16],
-            17..=32 => &[16, 32],
-            _ => &[32, 64],
+        // (planes along n, planes along k, row tiles) that won somewhere, by the rows of x that meet a weight.
+        let (tokens, shapes): (u32, &[(u32, u32, u32)]) = match problem.m {
+            0..=8 => (
+                (problem.m.max(1) as u32).next_power_of_two(),
+                &[(1, 16, 2), (1, 8, 4), (2, 4, 4), (1, 16, 1), (2, 8, 1), (1, 4, 1)],
+            ),
+            9..=16 => (16, &[(4, 4, 4), (8, 2, 2), (1, 8, 2), (1, 4, 1)]),
+            17..=32 => (32, &[(4, 4, 2), (8, 2, 2), (1, 8, 2), (1, 4, 1)]),
+            _ => (64, &[(8, 1, 2), (4, 2, 2), (4, 1, 1)]),
         };
-        let k = problem.k.next_power_of_two().max(512) as u32;
+        let k_blocks = problem.k.div_ceil(pack::BLOCK_K) as u32;
+        let whole = (k_blocks * pack::BLOCK_K as u32).next_power_of_two().max(512);
         let mut plans = vec![];
-        for &tokens in tokens {
-            for (planes_n, planes_k) in [(1, 4), (1, 8), (1, 16), (2, 4), (4, 2), (8, 1)] {
-                for row_tiles in [1, 2] {
-                    for split in [1, 2, 4] {
-                        let widest = (128 << 10) / (2 * tokens);
-                        let k_stage = k.min(1 << widest.ilog2()).max(128 * planes_k);
-                        let plan = Self { planes_n, planes_k, row_tiles, tokens, k_stage, split, resident: 4 };
-                        let useful = problem.k.div_ceil(pack::BLOCK_K) >= (planes_k * split) as usize;
-                        let first = planes_k * split == 4 && split == 1;
-                        if (useful || first) && plan.validate(problem, limits).is_ok() {
-                            plans.push(plan);
-                        }
-                    }
+        for &(planes_n, planes_k, row_tiles) in shapes {
+            // Planes without a block of k would only wait.
+            let planes_k = planes_k.min(k_blocks.next_power_of_two());
+            let rows = pack::BLOCK_ROWS * (row_tiles * planes_n) as usize;
+            for split in [1, 2, 4] {
+                let cubes =
+                    problem.n.div_ceil(rows) * problem.m.div_ceil(tokens as usize) * split as usize;
+                if split > 1 && (cubes > 2 * limits.processors || planes_k * split > k_blocks) {
+                    continue;
+                }
+                let stage = 1 << (X_BYTES / (2 * tokens)).ilog2();
+                let k_stage = whole.min(stage).max(pack::BLOCK_K as u32 * planes_k);
+                let slots = if tokens <= 8 { 4 } else { 1 };
+                let plan = Self {
+                    planes_n,
+                    planes_k,
+                    row_tiles,
+                    tokens,
+                    k_stage,
+                    split,
+                    resident: 2,
+                    slots,
+                };
+                if !plans.contains(&plan) && plan.validate(problem, limits).is_ok() {
+                    plans.push(plan);
                 }
             }
         }
@@ -111,15 +165,24 @@ impl MmaPlan {
     pub(super) fn validate(&self, problem: &Problem, limits: &Limits) -> Result<()> {
         let device = || limits.name.clone();
         if !limits.mma {
-            return Err(Error::UnsupportedPlan { what: "tensor-core path", needed: 1, offered: 0, device: device() });
+            return Err(Error::UnsupportedPlan {
+                what: "tensor-core path",
+                needed: 1,
+                offered: 0,
+                device: device(),
+            });
         }
         if problem.dtype == Dtype::F32 {
-            let reason = "tensor cores take f16 or bf16 activations, and the problem has f32 ones".to_string();
+            let reason = "tensor cores take f16 or bf16 activations, and the problem has f32 ones"
+                .to_string();
             return Err(Error::InvalidPlan { reason });
         }
         let k_step = pack::BLOCK_K as u32 * self.planes_k;
-        let tokens = matches!(self.tokens, 1 | 2 | 4) || self.tokens > 0 && self.tokens.is_multiple_of(8);
-        let counts = [self.planes_n, self.planes_k, self.row_tiles, self.split].iter().all(|c| (1..=64).contains(c));
+        let tokens =
+            matches!(self.tokens, 1 | 2 | 4) || self.tokens > 0 && self.tokens.is_multiple_of(8);
+        let counts = [self.planes_n, self.planes_k, self.row_tiles, self.split, self.slots]
+            .iter()
+            .all(|c| (1..=64).contains(c));
         let stage = self.k_stage.is_power_of_two() && counts && self.k_stage.is_multiple_of(k_step);
         if !(tokens && counts && stage) {
             let reason = format!(
@@ -142,7 +205,10 @@ impl MmaPlan {
 
 impl fmt::Display for MmaPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { planes_n, planes_k, row_tiles, tokens, k_stage, split, resident } = self;
-        write!(f, "mma planes={planes_n}x{planes_k} row_tiles={row_tiles} tokens={tokens} k_stage={k_stage} split={split} resident={resident}")
+        let Self { planes_n, planes_k, row_tiles, tokens, k_stage, split, resident, slots } = self;
+        write!(
+            f,
+            "mma planes={planes_n}x{planes_k} row_tiles={row_tiles} tokens={tokens} k_stage={k_stage} split={split} resident={resident} slots={slots}"
+        )
     }
 }

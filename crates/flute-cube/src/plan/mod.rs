@@ -42,7 +42,8 @@ impl Plan {
     /// What [`Problem::validate`] refuses.
     pub fn candidates(problem: &Problem, limits: &Limits) -> Result<Vec<Self>> {
         problem.validate(limits)?;
-        let mut plans: Vec<Self> = MmaPlan::candidates(problem, limits).into_iter().map(Self::Mma).collect();
+        let mut plans: Vec<Self> =
+            MmaPlan::candidates(problem, limits).into_iter().map(Self::Mma).collect();
         plans.extend(PortablePlan::candidates(problem, limits).into_iter().map(Self::Portable));
         Ok(plans)
     }
@@ -65,6 +66,65 @@ impl fmt::Display for Plan {
         match self {
             Self::Portable(plan) => plan.fmt(f),
             Self::Mma(plan) => plan.fmt(f),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Dtype, Format};
+
+    /// (n, k) of the linears of LLaMA-3 8B, 70B and 405B and of Gemma-2 9B and 27B, with their tensor-parallel cuts.
+    #[rustfmt::skip]
+    const SHAPES: [(usize, usize); 53] = [
+        (1024, 4096), (4096, 4096), (4096, 14336), (6144, 4096), (14336, 4096), (1024, 8192), (8192, 8192),
+        (8192, 28672), (10240, 8192), (28672, 8192), (5120, 8192), (8192, 4096), (8192, 14336), (14336, 8192),
+        (2560, 8192), (7168, 8192), (8192, 2048), (8192, 7168), (2048, 16384), (2560, 16384), (5120, 16384),
+        (16384, 2048), (16384, 4096), (16384, 6656), (16384, 16384), (16384, 53248), (16384, 13312), (53248, 16384),
+        (20480, 16384), (26624, 16384), (13312, 16384), (106496, 16384), (28672, 4096), (57344, 8192), (2048, 3584),
+        (3584, 4096), (3584, 14336), (4096, 3584), (14336, 3584), (8192, 3584), (28672, 3584), (2048, 4608),
+        (4096, 4608), (4608, 4096), (4608, 36864), (36864, 4608), (8192, 4608), (73728, 4608), (4608, 2048),
+        (4608, 18432), (4608, 1024), (4608, 9216), (18432, 4608),
+    ];
+
+    fn gpus() -> [Limits; 3] {
+        [
+            Limits::nvidia("H200", 132, 227),
+            Limits::nvidia("A100", 108, 163),
+            Limits::nvidia("RTX 4090", 128, 99),
+        ]
+    }
+
+    #[test]
+    fn every_projection_of_llama_and_gemma_takes_a_tensor_core_plan_on_every_gpu() {
+        for limits in gpus() {
+            for (n, k) in SHAPES {
+                for bits in [2, 3, 4] {
+                    for m in [1, 2, 8, 16, 17, 64, 1000] {
+                        let format = Format::new(bits, 128).unwrap();
+                        let problem = Problem { m, n, k, format, dtype: Dtype::F16, bias: false };
+                        let plan = Plan::select(&problem, &limits).unwrap();
+                        assert!(
+                            matches!(plan, Plan::Mma(_)),
+                            "{} {problem:?}: {plan}",
+                            limits.name
+                        );
+                        assert!(Plan::candidates(&problem, &limits).unwrap().contains(&plan));
+                        plan.validate(&problem, &limits).unwrap();
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_has_no_tensor_cores_takes_the_portable_plan() {
+        let limits = Limits { mma: false, ..Limits::nvidia("any", 16, 32) };
+        let format = Format::new(4, 64).unwrap();
+        for dtype in Dtype::ALL {
+            let problem = Problem { m: 3, n: 100, k: 100, format, dtype, bias: true };
+            assert!(matches!(Plan::select(&problem, &limits), Ok(Plan::Portable(_))));
         }
     }
 }

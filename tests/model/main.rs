@@ -4,6 +4,9 @@
 //! the CPU everything is f32. `FLUTE_DEVICE` names a device whose kernels are checked too (`cuda`, `vulkan`,
 //! `wgpu:cpu`, …); without it the software rasterizer of Vulkan is used where the machine has one.
 
+mod oracle;
+mod variants;
+
 use anyhow::{Context, Result, ensure};
 use burn::tensor::{DType, Device};
 use flute_burn::checkpoint::{self, ConvertOptions};
@@ -68,27 +71,55 @@ fn row(name: &str, quantized: Option<(Table, usize)>, tolerance: f64) -> Result<
     Ok(())
 }
 
-#[test]
-fn dense_logits_are_those_of_the_reference() -> Result<()> {
+/// A prompt of the reference, its logits by our dense model (f32, on the CPU), and by PyTorch.
+struct Prompt {
+    ids: Vec<u32>,
+    found: Vec<f32>,
+    reference: Vec<f32>,
+}
+
+fn prompts() -> Result<Vec<Prompt>> {
     let model = load(&fixture(), Device::flex(), DType::F32)?;
     let bytes = std::fs::read(fixture().join("reference_logits.safetensors"))?;
     let tensors = SafeTensors::deserialize(&bytes)?;
     let reference = reference()?;
     let prompts = reference["greedy"].as_array().context("prompts")?;
     assert_eq!(prompts.len(), tensors.len());
-    for (index, prompt) in prompts.iter().enumerate() {
+    let case = |(index, prompt): (usize, &Value)| {
         let ids: Vec<u32> = serde_json::from_value(prompt["prompt_ids"].clone())?;
-        let expected = tensors.tensor(&format!("logits_{index}"))?;
-        assert_eq!(expected.shape(), [ids.len(), model.vocab()]);
-        let expected: &[f32] = bytemuck::cast_slice(expected.data());
-
+        let stored = tensors.tensor(&format!("logits_{index}"))?;
+        assert_eq!(stored.shape(), [ids.len(), model.vocab()]);
+        let bytes = stored.data().as_chunks().0.iter();
         let mut cache = model.new_cache(1, ids.len())?;
         let found = model.forward(model.tokens(&ids, 1)?, &mut cache)?;
         let found = found.try_into_vec_as::<f32>()?;
-        let errors = found.iter().zip(expected).map(|(a, b)| (a - b).abs());
+        Ok(Prompt { ids, found, reference: bytes.map(|b| f32::from_le_bytes(*b)).collect() })
+    };
+    prompts.iter().enumerate().map(case).collect()
+}
+
+#[test]
+fn dense_logits_are_those_of_a_model_in_double_precision() -> Result<()> {
+    for Prompt { ids, found, .. } in prompts()? {
+        let expected = oracle::logits(&fixture(), &ids)?.concat();
+        assert_eq!(found.len(), expected.len());
+        let errors = found.iter().zip(&expected).map(|(a, b)| (f64::from(*a) - b).abs());
+        let worst = errors.fold(0.0, f64::max);
+        println!("{} tokens: worst logit off by {worst:.2e}", ids.len());
+        ensure!(worst <= 1e-4, "{worst}");
+    }
+    Ok(())
+}
+
+// PyTorch's logits are not exact themselves: those of the first token, which is the same in all prompts and sees no
+// other, differ by 2.4e-3 between them, and those of the model in double precision lie up to 4.7e-3 from them.
+#[test]
+fn dense_logits_are_those_of_the_reference_within_its_own_precision() -> Result<()> {
+    for Prompt { ids, found, reference } in prompts()? {
+        let errors = found.iter().zip(&reference).map(|(a, b)| (a - b).abs());
         let worst = errors.fold(0.0, f32::max);
-        println!("prompt {index}: worst logit off by {worst:.2e}");
-        ensure!(found.len() == expected.len() && worst <= 2e-3, "prompt {index}: {worst}");
+        println!("{} tokens: worst logit off by {worst:.2e}", ids.len());
+        ensure!(worst <= 5e-3, "{worst}");
     }
     Ok(())
 }
@@ -193,8 +224,8 @@ fn in_half_precision_the_kernels_keep_perplexity_within_half_a_percent() -> Resu
         let measure = |device: Device, dtype, limit| -> Result<f64> {
             let model = load(&dir, device, dtype)?;
             // A rasterizer computes one short window a row; it is compared with the CPU over the same tokens.
-            let (window, batch) = if limit == Some(1) { (64, 1) } else { (512, 8) };
-            let options = EvalOptions { window, batch, limit };
+            let window = if limit == Some(1) { 64 } else { 512 };
+            let options = EvalOptions { window, batch: None, limit };
             Ok(eval::perplexity(&model, &ids, &options, &mut |_| {})?.value)
         };
         let limit = name.ends_with(":cpu").then_some(1);

@@ -1,9 +1,14 @@
 //! How long launches take, and how fast a device reads: what benches, `flute doctor` and tuners compare with.
 //!
 //! Times come from replays of a captured graph where the runtime has graphs, so that they hold the device's work and
-//! not the host's. Whoever measures a kernel that reads weights gives it more copies of them than the cache holds.
+//! not the host's. Whoever measures a kernel that reads weights gives it more copies of them than the cache holds:
+//! [`Workload`] does, and checks what the kernel wrote. Nothing here chooses a plan.
 
-use crate::{Error, Result};
+mod workload;
+
+pub use workload::{COLD_BYTES, Noise, Run, Samples, Synthetic, Workload};
+
+use crate::{Error, Problem, Result};
 use cubecl::{future::block_on, prelude::*, server::Handle};
 use std::time::{Duration, Instant};
 
@@ -19,13 +24,52 @@ pub struct Timing {
 const SAMPLES: usize = 7;
 const SAMPLE: Duration = Duration::from_millis(4);
 
+/// Seconds that a kernel takes beside reading, in replays of a graph on an H200: reads of 1 MB to 1 GB there fit this
+/// plus bytes over rate.
+pub const LAUNCH_SECONDS: f64 = 1.4e-6;
+
+/// Seconds under which no kernel of `problem` can stay on a device that reads `rate` bytes a second, as far as memory
+/// decides; for many rows of x, arithmetic decides.
+pub fn floor(problem: &Problem, rate: f64) -> f64 {
+    problem.bytes() as f64 / rate + LAUNCH_SECONDS
+}
+
+/// Times `rounds(r)`, which runs a round of `count` launches `r` times and waits for the last of them.
+///
+/// # Errors
+/// What `rounds` returns.
+pub fn sample<E>(
+    count: usize,
+    mut rounds: impl FnMut(usize) -> std::result::Result<(), E>,
+) -> std::result::Result<Timing, E> {
+    let mut run = |times: usize| {
+        let start = Instant::now();
+        rounds(times)?;
+        Ok(start.elapsed().as_secs_f64() / (times * count) as f64)
+    };
+    run(1)?;
+    let once = run(2)? * count as f64;
+    let times = (SAMPLE.as_secs_f64() / once).ceil().clamp(1.0, 10_000.0) as usize;
+    let samples = (0..SAMPLES).map(|_| run(times));
+    let mut samples = samples.collect::<std::result::Result<Vec<f64>, E>>()?;
+    samples.sort_by(f64::total_cmp);
+    Ok(Timing { median: samples[SAMPLES / 2], least: samples[0] })
+}
+
 /// Times `launch(0) … launch(count − 1)`, captured together, and divides by `count`. `y` is a buffer that the
 /// launches write.
 ///
 /// # Errors
 /// What `launch` returns, and [`Error::Device`].
-pub fn time(client: &Client, count: usize, y: &Handle, mut launch: impl FnMut(usize) -> Result<()>) -> Result<Timing> {
-    let failed = |during| move |e: cubecl::server::ServerError| Error::Device { during, reason: e.to_string() };
+pub fn time(
+    client: &Client,
+    count: usize,
+    y: &Handle,
+    mut launch: impl FnMut(usize) -> Result<()>,
+) -> Result<Timing> {
+    let failed = |during| {
+        move |e: cubecl::server::ServerError| Error::Device { during, reason: e.to_string() }
+    };
     let graphs = client.graph_prepare().is_ok();
     for i in 0..count {
         launch(i)?;
@@ -39,8 +83,7 @@ pub fn time(client: &Client, count: usize, y: &Handle, mut launch: impl FnMut(us
     } else {
         None
     };
-    let mut run = |times: usize| -> Result<f64> {
-        let start = Instant::now();
+    sample(count, |times| {
         for _ in 0..times {
             match &graph {
                 // SAFETY: every buffer that the graph names is alive: `launch` holds them.
@@ -48,15 +91,8 @@ pub fn time(client: &Client, count: usize, y: &Handle, mut launch: impl FnMut(us
                 None => (0..count).try_for_each(&mut launch)?,
             }
         }
-        block_on(client.sync()).map_err(failed("ran the launches"))?;
-        Ok(start.elapsed().as_secs_f64() / (times * count) as f64)
-    };
-    run(1)?;
-    let once = run(2)? * count as f64;
-    let times = (SAMPLE.as_secs_f64() / once).ceil().clamp(1.0, 10_000.0) as usize;
-    let mut samples = (0..SAMPLES).map(|_| run(times)).collect::<Result<Vec<f64>>>()?;
-    samples.sort_by(f64::total_cmp);
-    Ok(Timing { median: samples[SAMPLES / 2], least: samples[0] })
+        block_on(client.sync()).map_err(failed("ran the launches"))
+    })
 }
 
 /// Bytes a second that a kernel reaches which does nothing but read `bytes` bytes, more than the cache holds.
@@ -90,7 +126,8 @@ fn read(source: &[Vector<u32, Const<4>>], sink: &mut [u32]) {
     let stride = CUBE_COUNT * CUBE_DIM as usize;
     let mut i = ABSOLUTE_POS;
     while i + 3 * stride < source.len() {
-        any = any | source[i] | source[i + stride] | source[i + 2 * stride] | source[i + 3 * stride];
+        any =
+            any | source[i] | source[i + stride] | source[i + 2 * stride] | source[i + 3 * stride];
         i += 4 * stride;
     }
     while i < source.len() {
@@ -98,7 +135,9 @@ fn read(source: &[Vector<u32, Const<4>>], sink: &mut [u32]) {
         i += stride;
     }
     // Never true of what the buffer holds in all lanes at once; it keeps the reads.
-    if any.extract(0usize) & any.extract(1usize) & any.extract(2usize) & any.extract(3usize) == 0x9e37_79b9u32 {
+    if any.extract(0usize) & any.extract(1usize) & any.extract(2usize) & any.extract(3usize)
+        == 0x9e37_79b9u32
+    {
         sink[0] = 1u32;
     }
 }

@@ -1,0 +1,187 @@
+//! The tensor-core kernel: `mma.sync.m16n8k16` with the decoded weights as its A operand. CUDA, f16 and bf16.
+//!
+//! A cube holds a copy of the pair table for each lane in shared memory, so that the 32 lookups of a warp meet 32
+//! banks. Words come from memory in fragment order, 16 bytes a lane, straight into registers, and the next ones are
+//! asked for as soon as the last ones are used up: with 32 planes a multiprocessor that keeps 32 kB and more in
+//! flight. A byte of a word is the index of a pair of weights: one `dp4a` makes it an address, one shared load brings
+//! the pair, and four of them are what a lane gives the matrix unit. Weights are its 16 rows, so that one token costs
+//! what eight do. Scales meet the f32 sums of a group, never the weights: products of two halves are exact in f32,
+//! which makes bf16 as good as f16.
+//!
+//! x is staged in shared memory in the order in which lanes take it: 16 bytes for two steps of the matrix unit. All of
+//! k stays there when it fits, and then serves every block of rows that the cube takes.
+//!
+//! Planes that split k leave their sums in shared memory, for several blocks of rows before anybody waits for anybody.
+//! The order of every sum is fixed by the plan: blocks of a plane ascending, then planes, then splits.
+
+mod product;
+mod sums;
+mod tokens;
+mod weight;
+
+use super::ptx;
+use crate::{Dtype, Format, Group, MmaPlan, Operands, PackedWeight, Problem, launch, pack};
+use cubecl::{prelude::*, server::Handle};
+use half::{bf16, f16};
+use product::lut_gemm;
+use sums::fold_splits;
+
+/// What is known when the kernel is compiled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Shape {
+    pub(super) plan: MmaPlan,
+    pub(super) bits: u8,
+    /// Weights a scale; 0 for the whole row.
+    pub(super) group: u32,
+    pub(super) bf16: bool,
+    pub(super) bias: bool,
+    /// Whether x is read in pairs, which takes an even k.
+    pub(super) x_pairs: bool,
+}
+
+impl Shape {
+    pub(super) fn ty(self) -> &'static str {
+        if self.bf16 { "bf16" } else { "f16" }
+    }
+    /// Vectors of 16 bytes of the table: 128 bytes an index. Two bits look up four weights at a time.
+    pub(super) fn table(self) -> usize {
+        8 << if self.bits == 3 { 6 } else { 8 }
+    }
+    pub(super) fn words(self) -> usize {
+        2 * self.bits as usize
+    }
+    /// Groups of a block, or 1 where groups are longer.
+    pub(super) fn groups(self) -> usize {
+        if self.group == 0 { 1 } else { pack::BLOCK_K.div_ceil(self.group as usize) }
+    }
+    /// Steps of the matrix unit between two foldings of a block.
+    pub(super) fn fold(self) -> usize {
+        8 / self.groups()
+    }
+    pub(super) fn units(self) -> usize {
+        self.plan.units()
+    }
+    pub(super) fn row_tiles(self) -> usize {
+        self.plan.row_tiles as usize
+    }
+    pub(super) fn token_tiles(self) -> usize {
+        self.plan.token_tiles()
+    }
+    pub(super) fn planes_n(self) -> usize {
+        self.plan.planes_n as usize
+    }
+    pub(super) fn planes_k(self) -> usize {
+        self.plan.planes_k as usize
+    }
+    /// A row of x in shared memory, in vectors of 16 bytes.
+    pub(super) fn x_stride(self) -> usize {
+        self.plan.k_stage as usize / 8 + 4
+    }
+    /// Lanes of a plane that hold sums of tokens that exist, for each g.
+    pub(super) fn live(self) -> usize {
+        self.plan.live_lanes() / 8
+    }
+    /// Sums that a plane leaves for one block of rows.
+    pub(super) fn plane_sums(self) -> usize {
+        self.plan.plane_sums()
+    }
+}
+
+/// Computes `y`; with a split, its shares first and then their sum.
+pub(crate) fn launch(client: &Client, problem: &Problem, plan: &MmaPlan, operands: &Operands) {
+    match (problem.dtype, plan.split) {
+        (Dtype::BF16, 1) => {
+            launch_product::<bf16, bf16>(client, problem, plan, operands, &operands.y)
+        }
+        (_, 1) => launch_product::<f16, f16>(client, problem, plan, operands, &operands.y),
+        (Dtype::BF16, _) => launch_split::<bf16>(client, problem, plan, operands),
+        _ => launch_split::<f16>(client, problem, plan, operands),
+    }
+}
+
+fn launch_split<F: Float + CubeElement>(
+    client: &Client,
+    problem: &Problem,
+    plan: &MmaPlan,
+    operands: &Operands,
+) {
+    let partials = client.empty(4 * plan.split as usize * problem.m * problem.n);
+    launch_product::<F, f32>(client, problem, plan, operands, &partials);
+    let len = problem.m * problem.n;
+    let bias = operands.bias.clone().unwrap_or_else(|| operands.pairs.clone());
+    let bias_len = if problem.bias { problem.n } else { 1 };
+    // SAFETY: `partials` holds `split · m · n` sums and `y` and `bias` were measured; the kernel stays below `len`.
+    unsafe {
+        fold_splits::launch_unchecked::<F>(
+            client,
+            CubeCount::Static((len.div_ceil(256) as u32).min(1 << 20), 1, 1),
+            CubeDim::new_1d(256),
+            BufferArg::from_raw_parts(partials, plan.split as usize * len),
+            BufferArg::from_raw_parts(bias, bias_len),
+            BufferArg::from_raw_parts(operands.y.clone(), len),
+            problem.n as u32,
+            plan.split,
+            problem.bias,
+        );
+    }
+}
+
+fn launch_product<F: Float + CubeElement, Y: Float + CubeElement>(
+    client: &Client,
+    problem: &Problem,
+    plan: &MmaPlan,
+    operands: &Operands,
+    y: &Handle,
+) {
+    let Problem { m, n, k, format: Format { bits, group }, .. } = *problem;
+    let shape = Shape {
+        // Who stays is the grid's business, not the kernel's.
+        plan: MmaPlan { resident: 0, ..*plan },
+        bits: bits.get(),
+        group: match group {
+            Group::Size(size) => size,
+            Group::Whole => 0,
+        },
+        bf16: problem.dtype == Dtype::BF16,
+        bias: problem.bias && plan.split == 1,
+        x_pairs: k.is_multiple_of(2) && operands.x.offset_start.unwrap_or(0).is_multiple_of(4),
+    };
+    let row_blocks = n.div_ceil(plan.rows()) as u32;
+    let cubes = match plan.resident {
+        0 => row_blocks,
+        resident => {
+            let share = (launch::limits(client).processors as u32 * resident)
+                .div_ceil(plan.split * m.div_ceil(plan.tokens as usize) as u32);
+            // Whole rounds: every cube takes the same number of blocks, or one less.
+            row_blocks.div_ceil(row_blocks.div_ceil(share.max(1)))
+        }
+    };
+    let x_width = if shape.x_pairs { 2 } else { 1 };
+    let bias = operands.bias.clone().unwrap_or_else(|| operands.pairs.clone());
+    // SAFETY: the operands were measured against the problem, and the kernel reads x below (m, k), words and scales
+    // below their tiles (a tile that does not exist is replaced by the last one), and writes y below (m, n).
+    unsafe {
+        lut_gemm::launch_unchecked::<F, Y>(
+            client,
+            CubeCount::Static(cubes, m.div_ceil(plan.tokens as usize) as u32, plan.split),
+            CubeDim::new_2d(32, plan.planes_n * plan.planes_k),
+            x_width,
+            BufferArg::from_raw_parts(operands.x.clone(), m * k / x_width),
+            BufferArg::from_raw_parts(
+                operands.words.clone(),
+                PackedWeight::words_len(n, k, problem.format),
+            ),
+            BufferArg::from_raw_parts(
+                operands.scales.clone(),
+                PackedWeight::scales_len(n, k, problem.format) / 2,
+            ),
+            BufferArg::from_raw_parts(operands.pairs.clone(), bits.pairs()),
+            BufferArg::from_raw_parts(bias, if problem.bias { n } else { 1 }),
+            BufferArg::from_raw_parts(y.clone(), plan.split as usize * m * n),
+            m as u32,
+            n as u32,
+            k as u32,
+            shape,
+        );
+    }
+}

@@ -1,0 +1,249 @@
+//! The kernel itself: what a cube does from its first load to its last sum.
+
+use super::{
+    Shape,
+    ptx::{F4, U4, after_barrier, load_shared_x4, mma, shared_address},
+    sums::{fold_planes, store},
+    tokens::stage,
+    weight::{Place, first_tile, fragment, load_blocks, load_scales, table_vector},
+};
+use crate::pack;
+use cubecl::prelude::*;
+
+/// `y[m, n]`, or with a split the share of cube z at `y[z, m, n]`.
+#[cube(launch_unchecked)]
+pub(super) fn lut_gemm<F: Float, Y: Float, W: Size>(
+    x: &[Vector<F, W>],
+    words: &[u32],
+    scales: &[Vector<F, Const<2>>],
+    pairs: &[u32],
+    bias: &[F],
+    y: &mut [Y],
+    m: u32,
+    n: u32,
+    k: u32,
+    #[comptime] shape: Shape,
+) {
+    let plan = comptime!(shape.plan);
+    let row_tiles = comptime!(shape.row_tiles());
+    let planes_k = comptime!(shape.planes_k());
+    let tokens = comptime!(plan.tokens as usize);
+    let stage_blocks = comptime!(plan.k_stage as usize / pack::BLOCK_K);
+    let split = comptime!(plan.split as usize);
+
+    let lane = UNIT_POS_X as usize;
+    let plane = UNIT_POS_Y as usize;
+    let plane_n = plane % comptime!(shape.planes_n());
+    let plane_k = plane / comptime!(shape.planes_n());
+    let (m, n, k) = (m as usize, n as usize, k as usize);
+    let tiles = n.div_ceil(pack::BLOCK_ROWS);
+    let k_blocks = k.div_ceil(pack::BLOCK_K);
+    // This cube's share of k, in blocks: a whole number of steps of its planes.
+    let steps = k_blocks.div_ceil(comptime!(split * planes_k));
+    let k_first = CUBE_POS_Z as usize * steps * planes_k;
+    let token_first = CUBE_POS_Y as usize * tokens;
+    let row_blocks = tiles.div_ceil(comptime!(shape.row_tiles() * shape.planes_n()));
+    let cubes = CUBE_COUNT_X as usize;
+    let mut row_block = CUBE_POS_X as usize;
+
+    let mut table = Shared::<[U4]>::new_aligned_slice(comptime!(shape.table()), 128usize);
+    let mut staged =
+        Shared::<[U4]>::new_aligned_slice(comptime!(tokens * shape.x_stride()), 128usize);
+    let mut sums = Shared::<[F4]>::new_aligned_slice(comptime!(plan.sums().max(1)), 128usize);
+
+    let mut now = Array::<u32>::new(comptime!(shape.row_tiles() * shape.words()));
+    let mut scale = Array::<u32>::new(comptime!(shape.row_tiles() * shape.groups()));
+    let mut place = Place {
+        tile: first_tile(row_block, plane_n, shape),
+        tiles,
+        kb: k_first + plane_k,
+        k_blocks,
+        lane,
+    };
+    load_blocks(words, &mut now, &place, shape);
+    load_scales::<F>(scales, &mut scale, &place, shape);
+
+    // All loads before the first store: the table, x and the first words arrive in one latency.
+    let fills = comptime!(shape.table().div_ceil(shape.units()));
+    let mut entries = Array::<U4>::new(fills);
+    #[unroll]
+    for i in 0..fills {
+        let at = UNIT_POS as usize + i * comptime!(shape.units());
+        entries[i] = table_vector(pairs, min(at, comptime!(shape.table() - 1)) / 8, shape);
+    }
+    stage::<F, W>(x, &mut staged, m, k, token_first, k_first, shape);
+    #[unroll]
+    for i in 0..fills {
+        let at = UNIT_POS as usize + i * comptime!(shape.units());
+        if at < comptime!(shape.table()) {
+            table[at] = entries[i];
+        }
+    }
+    sync_cube();
+    let copy =
+        if comptime!(shape.bits == 2) { UNIT_POS_X % 16u32 * 8u32 } else { UNIT_POS_X * 4u32 };
+    // SAFETY: addresses of shared memory that lives as long as the kernel.
+    let (table_start, x_start) = unsafe { (table.as_ptr_unchecked(), staged.as_ptr_unchecked()) };
+    let lane_table = after_barrier(shared_address(table_start) + copy);
+    // With fewer than 8 tokens the spare columns repeat them, and nobody stores those.
+    let x_row = lane / 4 % comptime!(tokens.min(8));
+    let x_lane = shared_address(x_start)
+        + ((x_row * comptime!(shape.x_stride()) + plane_k * 16 + lane % 4) * 16) as u32;
+    let mut slot = 0usize;
+
+    while row_block < row_blocks {
+        let next_block = row_block + cubes;
+        let mut acc = zeros(comptime!(shape.row_tiles() * shape.token_tiles()));
+        for step in 0..steps {
+            let kb = k_first + step * planes_k + plane_k;
+            let in_stage = step * planes_k % stage_blocks;
+            // More of k than the stage holds: the next part, anew for every block of rows.
+            if in_stage == 0 && steps * planes_k > stage_blocks {
+                sync_cube();
+                stage::<F, W>(x, &mut staged, m, k, token_first, k_first + step * planes_k, shape);
+                sync_cube();
+            }
+            if kb < k_blocks {
+                multiply::<F>(
+                    &now,
+                    &scale,
+                    &mut acc,
+                    lane_table,
+                    x_lane + (in_stage * 256) as u32,
+                    shape,
+                );
+            }
+            place.kb = kb + planes_k;
+            if step + 1 == steps {
+                place.kb = k_first + plane_k;
+                place.tile = first_tile(min(next_block, row_blocks - 1), plane_n, shape);
+            }
+            load_blocks(words, &mut now, &place, shape);
+            load_scales::<F>(scales, &mut scale, &place, shape);
+        }
+        if comptime!(planes_k == 1) {
+            let own = first_tile(row_block, plane_n, shape);
+            #[unroll]
+            for i in 0..row_tiles {
+                #[unroll]
+                for j in 0..comptime!(shape.token_tiles()) {
+                    let at = comptime!(i * shape.token_tiles() + j);
+                    store::<F, Y>(
+                        y,
+                        bias,
+                        acc[at],
+                        own + i,
+                        token_first + j * 8,
+                        lane,
+                        m,
+                        n,
+                        shape,
+                    );
+                }
+            }
+        } else {
+            if lane % 4 < comptime!(shape.live()) {
+                let live = lane / 4 * comptime!(shape.live()) + lane % 4;
+                #[unroll]
+                for i in 0..comptime!(shape.row_tiles() * shape.token_tiles()) {
+                    let at = (slot * comptime!((plan.planes_n * plan.planes_k) as usize) + plane)
+                        * comptime!(shape.plane_sums());
+                    sums[at + i * comptime!(plan.live_lanes()) + live] = acc[i];
+                }
+            }
+            slot += 1;
+            if slot == comptime!(plan.slots as usize) || next_block >= row_blocks {
+                sync_cube();
+                fold_planes::<F, Y>(
+                    &sums,
+                    y,
+                    bias,
+                    slot,
+                    row_block - (slot - 1) * cubes,
+                    token_first,
+                    m,
+                    n,
+                    shape,
+                );
+                sync_cube();
+                slot = 0usize;
+            }
+        }
+        row_block = next_block;
+    }
+}
+
+/// One step: a block of k in all row tiles of the plane, with every token of the cube.
+#[cube]
+fn multiply<F: Float>(
+    words: &Array<u32>,
+    scale: &Array<u32>,
+    acc: &mut Array<F4>,
+    table: u32,
+    x_lane: u32,
+    #[comptime] shape: Shape,
+) {
+    let token_tiles = comptime!(shape.token_tiles());
+    #[unroll]
+    for group in 0..comptime!(shape.groups()) {
+        let mut part = zeros(comptime!(shape.row_tiles() * shape.token_tiles()));
+        #[unroll]
+        for half in 0..comptime!(shape.fold() / 2) {
+            let first = comptime!(group * shape.fold() + 2 * half);
+            let mut xs = Array::<U4>::new(token_tiles);
+            #[unroll]
+            for j in 0..token_tiles {
+                xs[j] = load_shared_x4(
+                    x_lane,
+                    comptime!((j * 8 * shape.x_stride() * 16 + first * 32) as u32),
+                );
+            }
+            #[unroll]
+            for i in 0..comptime!(shape.row_tiles()) {
+                #[unroll]
+                for odd in 0..2usize {
+                    let a = fragment(
+                        words,
+                        table,
+                        comptime!(i * shape.words()),
+                        comptime!(first + odd),
+                        shape,
+                    );
+                    #[unroll]
+                    for j in 0..token_tiles {
+                        let b0 = xs[j].extract(comptime!(2 * odd));
+                        let b1 = xs[j].extract(comptime!(2 * odd + 1));
+                        let at = comptime!(i * token_tiles + j);
+                        part[at] =
+                            mma(a[0], a[1], a[2], a[3], b0, b1, part[at], comptime!(shape.ty()));
+                    }
+                }
+            }
+        }
+        #[unroll]
+        for i in 0..comptime!(shape.row_tiles()) {
+            let pair =
+                Vector::<F, Const<2>>::reinterpret(scale[comptime!(i * shape.groups() + group)]);
+            let (low, high) =
+                (f32::cast_from(pair.extract(0usize)), f32::cast_from(pair.extract(1usize)));
+            let mut scale = F4::new(low);
+            scale.insert(2usize, high);
+            scale.insert(3usize, high);
+            #[unroll]
+            for j in 0..token_tiles {
+                let at = comptime!(i * token_tiles + j);
+                acc[at] += part[at] * scale;
+            }
+        }
+    }
+}
+
+#[cube]
+fn zeros(#[comptime] len: usize) -> Array<F4> {
+    let mut array = Array::<F4>::new(len);
+    #[unroll]
+    for i in 0..len {
+        array[i] = F4::new(0.0f32);
+    }
+    array
+}

@@ -1,0 +1,142 @@
+//! Weights: where a plane's words and scales lie, and how words become the A operand.
+
+use super::{
+    Shape,
+    ptx::{U4, load_pair, load_stream_x2, load_stream_x4, lookup, lookup_quad},
+};
+use crate::pack;
+use cubecl::prelude::*;
+
+/// The first row tile of a plane.
+#[cube]
+pub(super) fn first_tile(row_block: usize, plane_n: usize, #[comptime] shape: Shape) -> usize {
+    (row_block * comptime!(shape.planes_n()) + plane_n) * comptime!(shape.row_tiles())
+}
+
+/// Entry `index` of the table: a pair four times over, or a quad twice.
+#[cube]
+pub(super) fn table_vector(pairs: &[u32], index: usize, #[comptime] shape: Shape) -> U4 {
+    if comptime!(shape.bits == 2) {
+        let (low, high) = (pairs[index % 16], pairs[index / 16]);
+        let mut vector = U4::new(low);
+        vector.insert(1usize, high);
+        vector.insert(3usize, high);
+        vector
+    } else {
+        U4::new(pairs[index])
+    }
+}
+
+/// The block of k, and the row tiles from `tile` on, that a lane works on next.
+#[derive(CubeType)]
+pub(super) struct Place {
+    pub(super) tile: usize,
+    pub(super) tiles: usize,
+    pub(super) kb: usize,
+    pub(super) k_blocks: usize,
+    pub(super) lane: usize,
+}
+
+/// A lane's words of one block of k in all row tiles of its plane; what does not exist is replaced by what does.
+#[cube]
+pub(super) fn load_blocks(
+    words: &[u32],
+    into: &mut Array<u32>,
+    place: &Place,
+    #[comptime] shape: Shape,
+) {
+    #[unroll]
+    for i in 0..comptime!(shape.row_tiles()) {
+        let tile = min(place.tile + i, place.tiles - 1);
+        let block = (tile * place.k_blocks + min(place.kb, place.k_blocks - 1))
+            * comptime!(32 * shape.words());
+        let own = comptime!(i * shape.words());
+        let head = load_stream_x4(words, block + place.lane * 4);
+        #[unroll]
+        for w in 0..4usize {
+            into[own + w] = head.extract(w);
+        }
+        if comptime!(shape.bits == 4) {
+            let tail = load_stream_x4(words, block + 128 + place.lane * 4);
+            #[unroll]
+            for w in 0..4usize {
+                into[own + 4 + w] = tail.extract(w);
+            }
+        }
+        if comptime!(shape.bits == 3) {
+            let tail = load_stream_x2(words, block + 128 + place.lane * 2);
+            into[own + 4] = tail.extract(0usize);
+            into[own + 5] = tail.extract(1usize);
+        }
+    }
+}
+
+/// The scales that go with [`load_blocks`]: those of rows g and g + 8.
+#[cube]
+pub(super) fn load_scales<F: Float>(
+    scales: &[Vector<F, Const<2>>],
+    into: &mut Array<u32>,
+    place: &Place,
+    #[comptime] shape: Shape,
+) {
+    #[unroll]
+    for i in 0..comptime!(shape.row_tiles()) {
+        let (tile, kb) = (min(place.tile + i, place.tiles - 1), min(place.kb, place.k_blocks - 1));
+        let first = if comptime!(shape.group == 0) {
+            tile
+        } else if comptime!(shape.group as usize <= pack::BLOCK_K) {
+            (tile * place.k_blocks + kb) * comptime!(shape.groups())
+        } else {
+            let blocks = comptime!((shape.group as usize).div_ceil(pack::BLOCK_K));
+            tile * place.k_blocks.div_ceil(blocks) + kb / blocks
+        };
+        #[unroll]
+        for group in 0..comptime!(shape.groups()) {
+            into[comptime!(i * shape.groups() + group)] =
+                load_pair::<F>(scales, (first + group) * 8 + place.lane / 4);
+        }
+    }
+}
+
+/// The A operand: what the four indices of a fragment name ([`crate::pack`] has the layout).
+#[cube]
+pub(super) fn fragment(
+    words: &Array<u32>,
+    table: u32,
+    #[comptime] own: usize,
+    #[comptime] f: usize,
+    #[comptime] shape: Shape,
+) -> Array<u32> {
+    let mut a = Array::<u32>::new(4usize);
+    if comptime!(shape.bits == 2) {
+        #[unroll]
+        for row in 0..2usize {
+            let quad = lookup_quad(
+                words[comptime!(own + f / 2)],
+                table,
+                comptime!((f % 2 * 2 + row) as u32),
+            );
+            a[row] = quad.extract(0usize);
+            a[row + 2] = quad.extract(1usize);
+        }
+    } else {
+        let mut indices = Array::<u32>::new(1usize);
+        if comptime!(shape.bits == 4) {
+            indices[0] = words[comptime!(own + f)];
+        } else {
+            let first = comptime!(own + f / 4 * 3);
+            if comptime!(f % 4 < 3) {
+                indices[0] = words[comptime!(first + f % 4)] & 0x3f3f_3f3fu32;
+            } else {
+                indices[0] = ((words[first] >> 6u32) & 0x0303_0303u32)
+                    | ((words[first + 1] >> 4u32) & 0x0c0c_0c0cu32)
+                    | ((words[first + 2] >> 2u32) & 0x3030_3030u32);
+            }
+        }
+        #[unroll]
+        for slot in 0..4usize {
+            a[slot] = lookup(indices[0], table, comptime!(slot as u32));
+        }
+    }
+    a
+}
