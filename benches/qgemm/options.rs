@@ -20,7 +20,7 @@ usage: cargo bench --bench qgemm -- [OPTIONS]
   --pause MS        idle time before each group of figures, against heat  [300]
   --json FILE       write the figures there too, as an array of objects
 
-A device slower than 50 GB/s is given 4096x4096 and m = 1 and 16 unless told otherwise.";
+The CPU, and a device that reads less than 50 GB/s, get 4096x4096 and m = 1 and 16 unless told otherwise.";
 
 /// The command line.
 #[derive(Clone, Debug)]
@@ -96,18 +96,25 @@ impl Options {
 
     /// The shapes `(n, k)` for a device that is `slow` or not, each with its rows of activations.
     pub(crate) fn cases(&self, slow: bool) -> Vec<((usize, usize), Vec<usize>)> {
-        let few = |all: &[(usize, usize)]| all[..if slow { 1 } else { all.len() }].to_vec();
-        let shapes = self.shapes.clone().unwrap_or_else(|| few(&SHAPES));
+        let shapes = self.shapes.clone().unwrap_or_else(|| match slow {
+            true => SHAPES[..1].to_vec(),
+            false => SHAPES.to_vec(),
+        });
         let rows = |n: usize| {
-            let fits = |m: &usize| *m <= if slow { 16 } else { 256 } || !slow && n <= 30_000;
-            self.m.clone().unwrap_or_else(|| M.into_iter().filter(fits).collect())
+            let most = match slow {
+                true => 16,
+                false if n <= 30_000 => 4096,
+                false => 256,
+            };
+            self.m.clone().unwrap_or_else(|| M.into_iter().filter(|m| *m <= most).collect())
         };
         shapes.into_iter().map(|(n, k)| ((n, k), rows(n))).collect()
     }
 }
 
 fn list<T: FromStr>(name: &str, value: &str) -> Result<Vec<T>> {
-    let parse = |v: &str| v.parse().ok().with_context(|| format!("{name}: '{v}' is no value of it"));
+    let parse =
+        |v: &str| v.parse().ok().with_context(|| format!("{name}: '{v}' is no value of it"));
     value.split(',').map(parse).collect()
 }
 

@@ -1,10 +1,10 @@
 //! A device to measure on: what it calls itself, and how fast it reads.
 
 use anyhow::{Context, Result, anyhow};
-use burn::tensor::Device;
+use burn::tensor::{DType, Device};
 use cubecl::prelude::Client;
 use flute_burn::device;
-use flute_cube::{Limits, measure};
+use flute_cube::{Dtype, Limits, measure};
 use rayon::prelude::*;
 use std::{
     convert::Infallible,
@@ -16,8 +16,8 @@ use std::{
 pub(crate) struct Target {
     /// As Burn knows it.
     pub(crate) device: Device,
-    /// As CubeCL knows it; none on the CPU, where Burn's Flex backend computes.
-    pub(crate) client: Option<Client>,
+    /// As CubeCL knows it, and what it offers; none on the CPU, where Burn's Flex backend computes.
+    pub(crate) gpu: Option<(Client, Limits)>,
     /// The runtime: `cuda`, `wgpu<wgsl>`, `flex`, ….
     pub(crate) backend: String,
     /// What the device calls itself.
@@ -35,29 +35,35 @@ impl Target {
     /// # Errors
     /// If there is none, or it does not open; drivers that panic are devices that do not open.
     pub(crate) fn open(name: &str) -> Result<Self> {
-        let opened = catch_unwind(AssertUnwindSafe(|| {
+        let (device, client) = caught(|| {
             let device = device::parse(name)?;
             let client = device::client(&device);
-            anyhow::Ok((device, client))
-        }));
-        let panicked = |_| anyhow!("its driver is there and panics; it said why above");
-        let (device, client) = opened.map_err(panicked)??;
-        let (backend, identity, rate) = match &client {
-            Some(client) => {
-                let limits = Limits::of(client);
-                (limits.runtime, limits.name, read_rate(client)?)
+            Ok((device, client))
+        })?;
+        let gpu = client.map(|client| (client.clone(), Limits::of(&client)));
+        let (backend, identity, rate) = match &gpu {
+            Some((client, limits)) => {
+                (limits.runtime.clone(), limits.name.clone(), read_rate(client)?)
             }
             None => {
                 let identity = format!("{} threads", rayon::current_num_threads());
                 ("flex".into(), identity, host_read_rate())
             }
         };
-        Ok(Self { device, client, backend, identity, rate })
+        Ok(Self { device, gpu, backend, identity, rate })
     }
 
     /// Whether the shapes of large models would take minutes here.
     pub(crate) fn is_slow(&self) -> bool {
-        self.rate < SLOW
+        self.gpu.is_none() || self.rate < SLOW
+    }
+
+    /// Gives back the memory of what was dropped: another shape needs other sizes.
+    ///
+    /// # Errors
+    /// If the device is lost.
+    pub(crate) fn release(&self) -> Result<()> {
+        Ok(self.gpu.as_ref().map_or(Ok(()), |(client, _)| client.memory_cleanup())?)
     }
 
     /// The index of the device among CUDA's, if it is one.
@@ -66,11 +72,29 @@ impl Target {
     }
 }
 
+/// What `run` returns; a panic in it, which is how bindings and backends report a library or memory that is missing,
+/// becomes an error.
+pub(crate) fn caught<T>(run: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|payload| {
+        let text = payload.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| payload.downcast_ref::<&str>().copied());
+        Err(anyhow!("{}", text.unwrap_or("it panicked")))
+    })
+}
+
+/// `dtype` as Burn names it.
+pub(crate) fn burn_dtype(dtype: Dtype) -> DType {
+    match dtype {
+        Dtype::F32 => DType::F32,
+        Dtype::F16 => DType::F16,
+        Dtype::BF16 => DType::BF16,
+    }
+}
+
 /// Of a gigabyte, which no cache holds; a software device would take half a minute for that, and gets less.
 fn read_rate(client: &Client) -> Result<f64> {
-    let most = client.properties().memory.max_page_size as usize;
     let measure = |bytes: usize| {
-        measure::read_rate(client, bytes.min(most)).context("its read rate cannot be measured")
+        measure::read_rate(client, bytes).context("its read rate cannot be measured")
     };
     let rate = measure(64 << 20)?;
     if rate < SLOW { Ok(rate) } else { measure(1 << 30) }

@@ -36,6 +36,7 @@ pub(crate) fn runtimes() -> &'static [Runtime] {
         for (name, probe) in probes {
             // A driver library that is missing, or there without its device, panics in some of its bindings.
             let start = || probe().map(|device| device.client());
+            // A process that runs a share of the matrix runs it on one device.
             if std::env::var("FLUTE_ONLY").is_ok_and(|only| only != name) {
                 continue;
             }

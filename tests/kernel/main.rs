@@ -5,7 +5,7 @@
 //!
 //! - `quick` (the default): every value of every axis and every plan, but not every pair of them.
 //! - `full`: the whole product of the axes. Every case runs with its selected plan and with an eighth of the others,
-//!   dealt so that each plan meets all bits, types and groups. On CUDA in up to 16 processes.
+//!   dealt so that each plan meets all bits, types and groups. In as many processes as there are cores, up to 16.
 //! - `every`: the same with all plans, which is hours of compilation where there are hundreds.
 //! - `sanitize`: 100 small cases of one launch each, for compute-sanitizer.
 //!

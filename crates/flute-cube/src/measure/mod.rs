@@ -95,12 +95,14 @@ pub fn time(
     })
 }
 
-/// Bytes a second that a kernel reaches which does nothing but read `bytes` bytes, more than the cache holds.
+/// Bytes a second that a kernel reaches which does nothing but read `bytes` bytes, more than the cache holds; fewer
+/// where a buffer holds fewer.
 ///
 /// # Errors
 /// [`Error::Device`].
 pub fn read_rate(client: &Client, bytes: usize) -> Result<f64> {
-    let vectors = bytes.div_ceil(16);
+    let most = client.properties().memory.max_page_size / 16;
+    let vectors = bytes.div_ceil(16).min(most as usize);
     let source = client.empty(vectors * 16);
     let sink = client.empty(4);
     let (cubes, units) = (4096, 256);
@@ -131,7 +133,7 @@ fn read(source: &[Vector<u32, Const<4>>], sink: &mut [u32]) {
         i += 4 * stride;
     }
     while i < source.len() {
-        any = any | source[i];
+        any |= source[i];
         i += stride;
     }
     // Never true of what the buffer holds in all lanes at once; it keeps the reads.

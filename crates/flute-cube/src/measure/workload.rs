@@ -8,10 +8,19 @@ use super::{Timing, time};
 use crate::{
     Dtype, Error, Limits, Operands, PackedWeight, Plan, Problem, Result, Table, pack, qgemm_with,
 };
-use cubecl::{prelude::Client, server::Handle};
+use cubecl::{
+    future::block_on,
+    prelude::Client,
+    server::{Handle, ServerError},
+};
+use std::time::{Duration, Instant};
 
 /// Bytes of weights among which the launches of one round go around: more than the last-level cache of any device.
 pub const COLD_BYTES: usize = 400_000_000;
+
+/// The longest round. Launches of which fewer than all copies fill it are not bound by memory, so they may find some of
+/// it in a cache.
+const ROUND: Duration = Duration::from_millis(200);
 
 /// Reproducible bits: splitmix64.
 fn random(seed: &mut u64) -> u64 {
@@ -248,17 +257,25 @@ impl Workload {
         let Problem { m, n, dtype, .. } = self.synthetic.problem;
         let len = m * n * dtype.size();
         let y = self.client.create_from_slice(&vec![0xff; len.max(dtype.size())]);
-        let timing = time(&self.client, self.copies.len(), &y, |i| {
+        let launch = |i: usize| {
             let (words, scales) = self.copies[i].clone();
             let (x, pairs) = (self.x.clone(), self.pairs.clone());
             let operands = Operands { x, words, scales, pairs, bias: None, y: y.clone() };
             qgemm_with(&self.client, &self.synthetic.problem, plan, operands)
-        })?;
-        let failed = |e: cubecl::server::ServerError| Error::Device {
-            during: "read a result",
-            reason: e.to_string(),
         };
-        let bytes = self.client.read_one(y).map_err(failed)?;
+        let failed = |during| move |e: ServerError| Error::Device { during, reason: e.to_string() };
+        let once = || -> Result<f64> {
+            let start = Instant::now();
+            launch(0)?;
+            block_on(self.client.sync_buffers([&y])).map_err(failed("warmed up"))?;
+            Ok(start.elapsed().as_secs_f64())
+        };
+        // The first launch compiles.
+        once()?;
+        let most = (ROUND.as_secs_f64() / once()?) as usize;
+        let count = self.copies.len().min(most.max(2));
+        let timing = time(&self.client, count, &y, launch)?;
+        let bytes = self.client.read_one(y.clone()).map_err(failed("read a result"))?;
         Ok(Run { timing, deviation: self.synthetic.samples.deviation(&bytes[..len]) })
     }
 }

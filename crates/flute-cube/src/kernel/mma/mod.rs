@@ -135,8 +135,8 @@ fn launch_product<F: Float + CubeElement, Y: Float + CubeElement>(
 ) {
     let Problem { m, n, k, format: Format { bits, group }, .. } = *problem;
     let shape = Shape {
-        // Who stays is the grid's business, not the kernel's.
-        plan: MmaPlan { resident: 0, ..*plan },
+        // How many cubes there are is the grid's business, not the kernel's.
+        plan: MmaPlan { resident: 0, split: 1, ..*plan },
         bits: bits.get(),
         group: match group {
             Group::Size(size) => size,

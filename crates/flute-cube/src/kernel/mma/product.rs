@@ -29,7 +29,7 @@ pub(super) fn lut_gemm<F: Float, Y: Float, W: Size>(
     let planes_k = comptime!(shape.planes_k());
     let tokens = comptime!(plan.tokens as usize);
     let stage_blocks = comptime!(plan.k_stage as usize / pack::BLOCK_K);
-    let split = comptime!(plan.split as usize);
+    let split = CUBE_COUNT_Z as usize;
 
     let lane = UNIT_POS_X as usize;
     let plane = UNIT_POS_Y as usize;
@@ -39,7 +39,7 @@ pub(super) fn lut_gemm<F: Float, Y: Float, W: Size>(
     let tiles = n.div_ceil(pack::BLOCK_ROWS);
     let k_blocks = k.div_ceil(pack::BLOCK_K);
     // This cube's share of k, in blocks: a whole number of steps of its planes.
-    let steps = k_blocks.div_ceil(comptime!(split * planes_k));
+    let steps = k_blocks.div_ceil(split * planes_k);
     let k_first = CUBE_POS_Z as usize * steps * planes_k;
     let token_first = CUBE_POS_Y as usize * tokens;
     let row_blocks = tiles.div_ceil(comptime!(shape.row_tiles() * shape.planes_n()));
