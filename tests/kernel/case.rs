@@ -12,8 +12,8 @@ pub(crate) const GROUPS: [Group; 5] =
 pub(crate) const TABLES: [TableKind; 4] =
     [TableKind::Int, TableKind::Nf, TableKind::Custom, TableKind::Pairs];
 pub(crate) const ROWS: [usize; 8] = [1, 3, 8, 16, 17, 53, 128, 257];
-/// (n, k): one row, edges of tiles and of groups, odd k, and a few ordinary ones.
-pub(crate) const SHAPES: [(usize, usize); 11] = [
+/// (n, k): one row, edges of tiles and of groups, odd k, a few ordinary ones, and more rows than a GPU has cubes for.
+pub(crate) const SHAPES: [(usize, usize); 12] = [
     (1, 4096),
     (130, 96),
     (1000, 1536),
@@ -25,6 +25,7 @@ pub(crate) const SHAPES: [(usize, usize); 11] = [
     (3, 4095),
     (48, 2880),
     (2048, 1024),
+    (9001, 160),
 ];
 
 /// One quantized weight.
@@ -90,7 +91,7 @@ impl Weight {
         let Weight { format, table, n, k, exact } = *self;
         let parts =
             [format.bits.get() as usize, format.group.len(0), table as usize, n, k, exact.into()];
-        parts.iter().fold(0x666c_7574_65, |seed: u64, part| {
+        parts.iter().fold(0x0066_6c75_7465, |seed: u64, part| {
             seed.wrapping_mul(0x100_0000_01b3) ^ *part as u64
         })
     }

@@ -158,5 +158,5 @@ impl<'a> Bench<'a> {
 }
 
 fn differs(guarded: &Guarded, outer: &[u8], expected: &[u8]) -> bool {
-    guarded.content(outer).map_or(true, |content| content != expected)
+    !guarded.content(outer).is_ok_and(|content| content == expected)
 }

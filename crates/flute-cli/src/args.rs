@@ -175,7 +175,7 @@ pub(crate) struct CompletionsArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Device")]
 pub(crate) struct RuntimeArgs {
-    /// auto, cuda[:N], vulkan[:N], wgpu[:N] or cpu
+    /// auto, cuda:N, vulkan:N, wgpu:N (N may be left out) or cpu
     #[arg(long, default_value = "auto", env = "FLUTE_DEVICE")]
     pub(crate) device: String,
 

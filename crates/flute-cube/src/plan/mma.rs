@@ -86,6 +86,7 @@ impl MmaPlan {
     fn cost(&self, problem: &Problem, limits: &Limits) -> f64 {
         let row_blocks = problem.n.div_ceil(self.rows());
         let cubes = row_blocks * problem.m.div_ceil(self.tokens as usize) * self.split as usize;
+        // Cubes that stay take turns, so that a multiprocessor has at most one block more than its share.
         let busiest = cubes.div_ceil(limits.processors);
         let k_blocks = problem.k.div_ceil(pack::BLOCK_K);
         let steps = k_blocks.div_ceil((self.planes_k * self.split) as usize);

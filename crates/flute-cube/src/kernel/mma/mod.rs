@@ -147,13 +147,12 @@ fn launch_product<F: Float + CubeElement, Y: Float + CubeElement>(
         x_pairs: k.is_multiple_of(2) && operands.x.offset_start.unwrap_or(0).is_multiple_of(4),
     };
     let row_blocks = n.div_ceil(plan.rows()) as u32;
+    let others = plan.split * m.div_ceil(plan.tokens as usize) as u32;
     let cubes = match plan.resident {
         0 => row_blocks,
         resident => {
-            let share = (launch::limits(client).processors as u32 * resident)
-                .div_ceil(plan.split * m.div_ceil(plan.tokens as usize) as u32);
-            // Whole rounds: every cube takes the same number of blocks, or one less.
-            row_blocks.div_ceil(row_blocks.div_ceil(share.max(1)))
+            let room = launch::limits(client).processors as u32 * resident;
+            room.div_ceil(others).min(row_blocks)
         }
     };
     let x_width = if shape.x_pairs { 2 } else { 1 };
