@@ -142,10 +142,9 @@ impl MmaPlan {
                 if split > 1 && (cubes > 2 * limits.processors || planes_k * split > k_blocks) {
                     continue;
                 }
-                let stage = 1 << (X_BYTES / (2 * tokens)).ilog2();
-                let k_stage = whole.min(stage).max(pack::BLOCK_K as u32 * planes_k);
                 let slots = if tokens <= 8 { 4 } else { 1 };
-                let plan = Self {
+                let least = pack::BLOCK_K as u32 * planes_k;
+                let plan = |k_stage| Self {
                     planes_n,
                     planes_k,
                     row_tiles,
@@ -155,6 +154,12 @@ impl MmaPlan {
                     resident: 2,
                     slots,
                 };
+                // As much of x as is useful; less where a cube has less shared memory.
+                let mut k_stage = whole.min(1 << (X_BYTES / (2 * tokens)).ilog2()).max(least);
+                while k_stage > least && plan(k_stage).shared_bytes(problem) > limits.shared_bytes {
+                    k_stage /= 2;
+                }
+                let plan = plan(k_stage);
                 if !plans.contains(&plan) && plan.validate(problem, limits).is_ok() {
                     plans.push(plan);
                 }
