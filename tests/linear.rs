@@ -189,3 +189,35 @@ fn a_weight_that_is_not_finite_is_refused_by_place() -> Result<()> {
     assert!(matches!(error, Error::NotFinite { row: 1, col: 5, .. }), "{error}");
     Ok(())
 }
+
+/// A device whose kernels run here: the one that `FLUTE_DEVICE` names, or a software rasterizer, or none.
+fn kernels() -> Result<Option<Device>> {
+    let name = std::env::var("FLUTE_DEVICE").unwrap_or_else(|_| "wgpu:cpu".into());
+    let required = std::env::var("FLUTE_REQUIRE").is_ok_and(|names| !names.is_empty());
+    match flute_burn::device::parse(&name) {
+        Ok(device) => Ok(Some(device)),
+        Err(error) if required => Err(error.into()),
+        Err(error) => {
+            println!("{error}: no kernel was checked");
+            Ok(None)
+        }
+    }
+}
+
+#[test]
+fn few_rows_and_many_meet_the_same_weight_on_a_device_with_kernels() -> Result<()> {
+    let Some(device) = kernels()? else { return Ok(()) };
+    let (n, k) = (96, 200);
+    let weight = quantized(n, k, Table::nf(Bits::Four), 64)?;
+    let bias = values(n, 6);
+    let linear = FluteLinear::from_quantized(&weight, Some(&bias), DType::F32, &device)?;
+    // Up to 128 rows the codes are multiplied as they are; from then on they are decoded once.
+    for m in [1, 128, 129, 300] {
+        let x = values(m * k, 5);
+        let input = Tensor::from_data(TensorData::new(x.clone(), [m, k]), &device);
+        let y = linear.forward::<2>(input).try_into_vec_as::<f32>()?;
+        let relative = error(&x, &weight, &bias, &y);
+        ensure!(relative <= 1e-5, "{m} rows: {relative}");
+    }
+    Ok(())
+}

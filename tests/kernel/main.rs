@@ -13,6 +13,7 @@
 //! value.
 
 mod case;
+mod decode;
 mod device;
 mod matrix;
 mod oracle;

@@ -112,6 +112,39 @@ pub fn qgemm_with(
     run(client, problem, plan, operands)
 }
 
+/// Writes the decoded weight of `operands`, `[n, k]` in the activation type and each element rounded once, into
+/// `dense`: for those who multiply many rows by it. Of `problem`, m plays no part; of `operands`, x, bias and y do not.
+///
+/// # Errors
+/// What [`Problem::validate`] refuses; [`Error::WrongLength`] for buffers that are too short; [`Error::Device`].
+pub fn decode(
+    client: &Client,
+    problem: &Problem,
+    operands: Operands,
+    dense: &Handle,
+) -> Result<()> {
+    let problem = Problem { m: 0, bias: false, ..*problem };
+    problem.validate(&limits(client))?;
+    Operands { bias: None, ..operands.clone() }.validate(&problem)?;
+    let (found, expected) =
+        (dense.size_in_used() as usize, problem.n * problem.k * problem.dtype.size());
+    if found < expected {
+        return Err(Error::WrongLength {
+            what: "the buffer of the decoded weight (bytes)",
+            found,
+            expected,
+        });
+    }
+    kernel::decode::launch(client, &problem, &operands, dense);
+    if client.is_capturing() {
+        return Ok(());
+    }
+    client.check([dense]).map_err(|e| Error::Device {
+        during: "compiled or launched the decoder",
+        reason: e.to_string(),
+    })
+}
+
 fn run(client: &Client, problem: &Problem, plan: &Plan, operands: Operands) -> Result<()> {
     operands.validate(problem)?;
     if problem.m == 0 {

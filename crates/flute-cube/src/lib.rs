@@ -41,7 +41,7 @@ mod table;
 
 pub use error::{Error, Result};
 pub use format::{Bits, Dtype, Format, Group};
-pub use launch::{Operands, qgemm, qgemm_with};
+pub use launch::{Operands, decode, qgemm, qgemm_with};
 pub use limits::Limits;
 pub use pack::PackedWeight;
 pub use plan::{MmaPlan, Plan, PortablePlan};

@@ -21,7 +21,7 @@ use cubecl::{
     prelude::*,
 };
 
-type Words = Vector<u32, Const<4>>;
+pub(super) type Words = Vector<u32, Const<4>>;
 type Pair = Vector<f32, Const<2>>;
 
 /// Cubes of one launch. More than any device runs at once, so what remains is better served by cubes that have
@@ -30,19 +30,19 @@ const MAX_CUBES: usize = 8192;
 
 /// What is compiled in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Form {
-    bits: usize,
+pub(super) struct Form {
+    pub(super) bits: usize,
     /// Columns after which a sum is scaled.
-    fold: usize,
+    pub(super) fold: usize,
     /// Whether k is a multiple of a block.
-    whole: bool,
-    planes: usize,
-    tokens: usize,
-    copies: usize,
+    pub(super) whole: bool,
+    pub(super) planes: usize,
+    pub(super) tokens: usize,
+    pub(super) copies: usize,
 }
 
 impl Form {
-    fn entries(self) -> usize {
+    pub(super) fn entries(self) -> usize {
         1 << (2 * self.bits)
     }
 
@@ -259,13 +259,23 @@ fn qgemm<F: Float, N: Size>(
 
 /// Words 0–3 of a lane.
 #[cube]
-fn load_head(words: &[Words], block: usize, unit: usize, #[comptime] form: Form) -> Words {
+pub(super) fn load_head(
+    words: &[Words],
+    block: usize,
+    unit: usize,
+    #[comptime] form: Form,
+) -> Words {
     words[block * comptime!(16 * form.bits) + unit]
 }
 
 /// Words 4 and up of a lane: four, two (then twice the same) or none.
 #[cube]
-fn load_tail(words: &[Words], block: usize, unit: usize, #[comptime] form: Form) -> Words {
+pub(super) fn load_tail(
+    words: &[Words],
+    block: usize,
+    unit: usize,
+    #[comptime] form: Form,
+) -> Words {
     let start = block * comptime!(16 * form.bits) + 32;
     if comptime!(form.bits == 4) {
         words[start + unit]
@@ -289,7 +299,7 @@ fn word(head: Words, tail: Words, #[comptime] index: usize) -> u32 {
 /// The pair of slot `j` of fragment `f`: the table in [`crate::pack`] says where its index lies.
 #[cube]
 #[allow(clippy::too_many_arguments)]
-fn look_up<F: Float>(
+pub(super) fn look_up<F: Float>(
     table: &Shared<[Vector<F, Const<2>>]>,
     head: Words,
     tail: Words,

@@ -1,0 +1,142 @@
+//! Weights back to what they stand for: `W[n, k] = round(table[code] · scale)`, for every runtime.
+//!
+//! From some hundred rows of x on, a dense product is bound by arithmetic, and a kernel that decodes a weight again for
+//! every tile of tokens loses to one that decodes it once: the dense product of whoever calls does the rest. The price
+//! is memory for the dense weight and one rounding of every weight.
+//!
+//! A plane decodes a block of 16 rows by 128 of k at a time. m plays no part; n and k are run-time values.
+
+use super::portable::{Form, Words, load_head, load_tail, look_up};
+use crate::{
+    Dtype, Operands, PackedWeight, Problem,
+    pack::{BLOCK_K, BLOCK_ROWS, padded_groups},
+};
+use cubecl::{
+    ir::{ElemType, FloatKind},
+    prelude::*,
+    server::Handle,
+};
+
+/// Planes of a cube.
+const PLANES: usize = 8;
+/// Cubes of one launch: those that run at once have filled their table, and take the other blocks too.
+const MAX_CUBES: usize = 2048;
+
+/// Writes the weight of `operands`, whose lengths were checked for `problem`, into `dense`.
+pub(crate) fn launch(client: &Client, problem: &Problem, operands: &Operands, dense: &Handle) {
+    let Problem { n, k, format, dtype, .. } = *problem;
+    let hardware = &client.properties().hardware;
+    let planes = PLANES.min(hardware.max_units_per_cube as usize / 32).max(1);
+    let form = Form {
+        bits: format.bits.get().into(),
+        fold: format.group.len(k.next_multiple_of(BLOCK_K)).min(BLOCK_K),
+        whole: k.is_multiple_of(2),
+        planes,
+        tokens: 1,
+        copies: 8,
+    };
+    let blocks = n.div_ceil(BLOCK_ROWS) * k.div_ceil(BLOCK_K);
+    let cubes = blocks.div_ceil(planes).min(MAX_CUBES).min(hardware.max_cube_count.0 as usize);
+    let width = if form.whole { 2 } else { 1 };
+    let elem = ElemType::Float(match dtype {
+        Dtype::F32 => FloatKind::F32,
+        Dtype::F16 => FloatKind::F16,
+        Dtype::BF16 => FloatKind::BF16,
+    });
+    let group_blocks = format.group.len(k.next_multiple_of(BLOCK_K)) / BLOCK_K;
+    // SAFETY: words, scales and pairs were measured against the problem and so was `dense`; blocks beyond the last
+    // are not read, and rows beyond n and columns beyond k are not written.
+    unsafe {
+        decode::launch_unchecked(
+            client,
+            CubeCount::Static(cubes as u32, 1, 1),
+            CubeDim::new_2d(32, planes as u32),
+            width,
+            BufferArg::from_raw_parts(
+                operands.words.clone(),
+                PackedWeight::words_len(n, k, format) / 4,
+            ),
+            BufferArg::from_raw_parts(
+                operands.scales.clone(),
+                PackedWeight::scales_len(n, k, format) / 2,
+            ),
+            BufferArg::from_raw_parts(operands.pairs.clone(), format.bits.pairs()),
+            BufferArg::from_raw_parts(dense.clone(), n * k / width),
+            n,
+            k,
+            padded_groups(k, format),
+            group_blocks.max(1),
+            form,
+            elem,
+        );
+    }
+}
+
+#[cube(launch_unchecked)]
+fn decode<F: Float, W: Size>(
+    words: &[Words],
+    scales: &[Vector<F, Const<2>>],
+    pairs: &[Vector<F, Const<2>>],
+    dense: &mut [Vector<F, W>],
+    n: usize,
+    k: usize,
+    groups: usize,
+    group_blocks: usize,
+    #[comptime] form: Form,
+    #[define(F)] _dtype: ElemType,
+) {
+    let copies = comptime!(form.copies);
+    let entries = comptime!(form.entries() * form.copies);
+    let mut table = Shared::<[Vector<F, Const<2>>]>::new_slice(entries);
+    let mut at = UNIT_POS as usize;
+    while at < entries {
+        table[at] = pairs[at / copies];
+        at += comptime!(32 * form.planes);
+    }
+    sync_cube();
+
+    let unit = UNIT_POS_X as usize;
+    let (g, t) = (unit / 4, unit % 4);
+    let k_blocks = k.div_ceil(BLOCK_K);
+    let blocks = n.div_ceil(BLOCK_ROWS) * k_blocks;
+    let mut block = CUBE_POS_X as usize * form.planes + UNIT_POS_Y as usize;
+    while block < blocks {
+        let (tile, kb) = (block / k_blocks, block % k_blocks);
+        let head = load_head(words, block, unit, form);
+        let tail = load_tail(words, block, unit, form);
+        #[unroll]
+        for part in 0..comptime!(128 / form.fold) {
+            let group = if comptime!(form.fold == 128) {
+                tile * groups + kb / group_blocks
+            } else {
+                tile * groups + kb * comptime!(128 / form.fold) + part
+            };
+            let scale = Vector::<f32, Const<2>>::cast_from(scales[group * 8 + g]);
+            #[unroll]
+            for f in comptime!(part * form.fold / 16)..comptime!((part + 1) * form.fold / 16) {
+                #[unroll]
+                for j in 0..4usize {
+                    let pair = look_up(&table, head, tail, unit % copies, f, j, form);
+                    let row = tile * BLOCK_ROWS + g + comptime!(8 * (j % 2));
+                    let col = kb * BLOCK_K + 2 * t + comptime!(16 * f + 8 * (j / 2));
+                    let factor = scale.extract(comptime!(j % 2));
+                    let (even, odd) =
+                        (pair.extract(0usize) * factor, pair.extract(1usize) * factor);
+                    if row < n && col < k {
+                        if comptime!(form.whole) {
+                            let mut both = Vector::<F, W>::new(F::cast_from(even));
+                            both.insert(1usize, F::cast_from(odd));
+                            dense[(row * k + col) / 2] = both;
+                        } else {
+                            dense[row * k + col] = Vector::<F, W>::new(F::cast_from(even));
+                            if col + 1 < k {
+                                dense[row * k + col + 1] = Vector::<F, W>::new(F::cast_from(odd));
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        block += CUBE_COUNT_X as usize * form.planes;
+    }
+}
