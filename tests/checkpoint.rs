@@ -10,6 +10,8 @@ mod bad_weights;
 mod conversion;
 #[path = "checkpoint/damage.rs"]
 mod damage;
+#[path = "checkpoint/families.rs"]
+mod families;
 #[path = "checkpoint/generations.rs"]
 mod generations;
 #[path = "checkpoint/model_dir.rs"]

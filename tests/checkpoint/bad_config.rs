@@ -180,8 +180,8 @@ fn other_quantization_methods_and_versions_are_refused_by_name() {
     assert_refused!(error, Error::ConfigUnsupported { .. }, "quant_method 'gptq'", "flute");
     let error = with_quantization("version", json!(2));
     assert_refused!(error, Error::ConfigUnsupported { .. }, "version '2'", "supported are 1");
-    let error = with_quantization("hadamard_size", json!(512));
-    assert_refused!(error, Error::ConfigUnsupported { .. }, "hadamard_size '512'");
+    let error = with_quantization("hadamard_size", json!(96));
+    assert_refused!(error, Error::ConfigRange { .. }, "hadamard_size is 96");
     let error = with_quantization("table", json!("nf5"));
     assert_refused!(error, Error::ConfigUnsupported { .. }, "'nf5", "nf-symmetric");
 }

@@ -102,9 +102,10 @@ fn the_fixtures_are_what_they_are() {
     assert_eq!((embedding.shape, embedding.data.len()), (vec![2048, 256], 2048 * 256));
 
     let reader = Reader::open("fixtures/tiny-gemma2").unwrap();
-    let Architecture::Gemma2(gemma) = &reader.config().architecture else { panic!("not Gemma-2") };
+    let gemma = reader.config();
+    assert_eq!(gemma.architecture, Architecture::Gemma2);
     assert_eq!(gemma.sliding, [true, false, true, false, true, false]);
-    assert_eq!((gemma.sliding_window, gemma.query_pre_attn_scalar), (256, 64.0));
+    assert_eq!((gemma.sliding_window, gemma.query_pre_attn_scalar), (Some(256), 64.0));
     assert_eq!(
         (gemma.attn_logit_softcapping, gemma.final_logit_softcapping),
         (Some(50.0), Some(30.0))

@@ -1,33 +1,39 @@
-//! LLaMA in f64, written down as it is defined: loops over tokens, heads and features, and nothing else.
+//! LLaMA and its kin in f64, written down as they are defined: loops over tokens, heads and features, and nothing else.
 
 use anyhow::Result;
-use flute_burn::checkpoint::{Reader, RopeScaling};
+use flute_burn::checkpoint::{Activation, Architecture, Reader, RopeScaling};
 use rayon::prelude::*;
-use std::f64::consts::TAU;
+use std::f64::consts::{PI, TAU};
 use std::path::Path;
 
-/// Logits `[tokens][vocab]` of the dense model in `dir`, of any variant of the architecture.
+/// Logits `[tokens][vocab]` of the dense model in `dir`, of any architecture.
 pub(crate) fn logits(dir: &Path, ids: &[u32]) -> Result<Vec<Vec<f64>>> {
     let reader = Reader::open(dir)?;
     let config = reader.config();
     let (heads, kv, dim) =
         (config.num_attention_heads, config.num_key_value_heads, config.head_dim);
+    let gemma = config.architecture == Architecture::Gemma2;
     let tensor = |name: &str| Ok::<_, anyhow::Error>(reader.tensor(name)?.data);
     let norm = |x: &[f64], weight: &[f32]| -> Vec<f64> {
         let mean = x.iter().map(|v| v * v).sum::<f64>() / x.len() as f64;
         let scale = (mean + config.rms_norm_eps).sqrt();
-        x.iter().zip(weight).map(|(v, w)| v / scale * f64::from(*w)).collect()
+        let gain = |w: f32| f64::from(w) + if gemma { 1.0 } else { 0.0 };
+        x.iter().zip(weight).map(|(v, w)| v / scale * gain(*w)).collect()
     };
 
     let embedding = tensor("model.embed_tokens.weight")?;
     let row = |id: &u32| &embedding[*id as usize * config.hidden_size..][..config.hidden_size];
+    let scale = if gemma { (config.hidden_size as f64).sqrt() } else { 1.0 };
     let mut x: Vec<Vec<f64>> =
-        ids.iter().map(|id| row(id).iter().map(|v| f64::from(*v)).collect()).collect();
+        ids.iter().map(|id| row(id).iter().map(|v| scale * f64::from(*v)).collect()).collect();
 
     for layer in 0..config.num_hidden_layers {
         let weight = |part: &str| tensor(&format!("model.layers.{layer}.{part}.weight"));
-        let before = weight("input_layernorm")?;
-        let h: Vec<Vec<f64>> = x.iter().map(|x| norm(x, &before)).collect();
+        let normed = |part: &str, x: &[Vec<f64>]| -> Result<Vec<Vec<f64>>> {
+            let weight = weight(part)?;
+            Ok(x.iter().map(|x| norm(x, &weight)).collect())
+        };
+        let h = normed("input_layernorm", &x)?;
         let linear = |part: &str, x: &[Vec<f64>]| -> Result<Vec<Vec<f64>>> {
             let mut y = products(&weight(part)?, x);
             let bias = format!("model.layers.{layer}.{part}.bias");
@@ -37,9 +43,17 @@ pub(crate) fn logits(dir: &Path, ids: &[u32]) -> Result<Vec<Vec<f64>>> {
             }
             Ok(y)
         };
-        let q = linear("self_attn.q_proj", &h)?;
-        let k = linear("self_attn.k_proj", &h)?;
+        let mut q = linear("self_attn.q_proj", &h)?;
+        let mut k = linear("self_attn.k_proj", &h)?;
         let v = linear("self_attn.v_proj", &h)?;
+        if config.architecture == Architecture::Qwen3 {
+            for (features, part) in [(&mut q, "q_norm"), (&mut k, "k_norm")] {
+                let weight = weight(&format!("self_attn.{part}"))?;
+                for head in features.iter_mut().flat_map(|token| token.chunks_mut(dim)) {
+                    head.copy_from_slice(&norm(head, &weight));
+                }
+            }
+        }
         let rotate = |features: &[Vec<f64>], head: usize, token: usize| -> Vec<f64> {
             let part = &features[token][head * dim..][..dim];
             let turn = |i: usize| {
@@ -54,40 +68,68 @@ pub(crate) fn logits(dir: &Path, ids: &[u32]) -> Result<Vec<Vec<f64>>> {
         let mut attended = vec![vec![0.0; heads * dim]; ids.len()];
         for head in 0..heads {
             let shared = head / (heads / kv);
+            let keys: Vec<Vec<f64>> = (0..ids.len()).map(|seen| rotate(&k, shared, seen)).collect();
             for (token, attended) in attended.iter_mut().enumerate() {
                 let query = rotate(&q, head, token);
                 let score = |seen: usize| {
-                    let key = rotate(&k, shared, seen);
-                    let dot: f64 = query.iter().zip(&key).map(|(a, b)| a * b).sum();
-                    dot / (dim as f64).sqrt()
+                    let dot: f64 = query.iter().zip(&keys[seen]).map(|(a, b)| a * b).sum();
+                    cap(dot / config.query_pre_attn_scalar.sqrt(), config.attn_logit_softcapping)
                 };
-                let scores: Vec<f64> = (0..=token).map(score).collect();
+                let first = match config.sliding_window {
+                    Some(window) if config.sliding[layer] => (token + 1).saturating_sub(window),
+                    _ => 0,
+                };
+                let scores: Vec<f64> = (first..=token).map(score).collect();
                 let top = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
                 let weights: Vec<f64> = scores.iter().map(|s| (s - top).exp()).collect();
                 let total: f64 = weights.iter().sum();
                 for i in 0..dim {
                     let values = weights.iter().enumerate();
-                    let sum: f64 = values.map(|(seen, w)| w * v[seen][shared * dim + i]).sum();
+                    let value = |seen: usize| v[first + seen][shared * dim + i];
+                    let sum: f64 = values.map(|(seen, w)| w * value(seen)).sum();
                     attended[head * dim + i] = sum / total;
                 }
             }
         }
-        add(&mut x, linear("self_attn.o_proj", &attended)?);
+        let mut attended = linear("self_attn.o_proj", &attended)?;
+        let mut before = "post_attention_layernorm";
+        if gemma {
+            attended = normed("post_attention_layernorm", &attended)?;
+            before = "pre_feedforward_layernorm";
+        }
+        add(&mut x, attended);
 
-        let before = weight("post_attention_layernorm")?;
-        let h: Vec<Vec<f64>> = x.iter().map(|x| norm(x, &before)).collect();
+        let h = normed(before, &x)?;
         let (gate, up) = (linear("mlp.gate_proj", &h)?, linear("mlp.up_proj", &h)?);
-        let silu = |v: f64| v / (1.0 + (-v).exp());
+        let activation = |v: f64| match config.activation {
+            Activation::Silu => v / (1.0 + (-v).exp()),
+            Activation::GeluTanh => {
+                v / 2.0 * (1.0 + ((2.0 / PI).sqrt() * (v + 0.044_715 * v.powi(3))).tanh())
+            }
+        };
         let gated = |(gate, up): (Vec<f64>, Vec<f64>)| {
-            gate.into_iter().zip(up).map(|(g, u)| silu(g) * u).collect()
+            gate.into_iter().zip(up).map(|(g, u)| activation(g) * u).collect()
         };
         let inner: Vec<Vec<f64>> = gate.into_iter().zip(up).map(gated).collect();
-        add(&mut x, linear("mlp.down_proj", &inner)?);
+        let mut mixed = linear("mlp.down_proj", &inner)?;
+        if gemma {
+            mixed = normed("post_feedforward_layernorm", &mixed)?;
+        }
+        add(&mut x, mixed);
     }
     let last = tensor("model.norm.weight")?;
     let h: Vec<Vec<f64>> = x.iter().map(|x| norm(x, &last)).collect();
     let head = if config.tie_word_embeddings { embedding } else { tensor("lm_head.weight")? };
-    Ok(products(&head, &h))
+    let mut logits = products(&head, &h);
+    for logit in logits.iter_mut().flatten() {
+        *logit = cap(*logit, config.final_logit_softcapping);
+    }
+    Ok(logits)
+}
+
+/// A soft cap, if there is one.
+fn cap(x: f64, cap: Option<f64>) -> f64 {
+    cap.map_or(x, |cap| cap * (x / cap).tanh())
 }
 
 /// Radians a position of rotating pair `i`; the scaling as the Llama 3.1 release defines it.

@@ -143,6 +143,20 @@ pub enum Error {
     #[error("{tensor}[{row}, {col}] is {value}; every value must be finite")]
     NotFinite { tensor: String, row: usize, col: usize, value: f32 },
 
+    // Formats of other programs.
+    /// A shape that the tiles of FLUTE's own format do not divide.
+    #[error("{module}: {what} is {found}; FLUTE's own format needs a multiple of {multiple}")]
+    PackedShape { module: String, what: &'static str, found: usize, multiple: usize },
+    /// Blocks over a flattened weight that no group within its rows describes.
+    #[error(
+        "{module}: blocks of {blocksize} weights cross rows of {k}; both must be multiples of 32, or the blocks of \
+         the rows"
+    )]
+    BlocksCrossRows { module: String, k: usize, blocksize: usize },
+    /// A model without quantized layers where some are needed.
+    #[error("{dir} holds no quantized layer")]
+    NotQuantized { dir: PathBuf },
+
     // Quantizing and writing.
     /// A weight that is no matrix, or a buffer of another length.
     #[error("{tensor} has {found} weights; [{n}, {k}] needs {needed}")]

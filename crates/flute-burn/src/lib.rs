@@ -49,8 +49,9 @@
 //! - [`op`]: the operation under it, for tensors of your own.
 //! - [`device`]: devices by name, and what this machine has.
 //! - [`quantize`]: from weights to codes.
+//! - [`hadamard`]: the rotation that some weights need of their activations.
 //! - [`checkpoint`]: reading and writing model directories, and converting dense ones.
-//! - [`model`]: LLaMA, and the cache of a sequence.
+//! - [`model`]: LLaMA, its kin and Gemma-2, and the cache of a sequence.
 //! - [`text`]: tokenizer, incremental detokenizer, chat template.
 //! - [`sample`], [`generate`](mod@generate): from logits to tokens.
 //! - [`eval`]: the perplexity of a text.
@@ -75,6 +76,7 @@ pub mod device;
 pub mod error;
 pub mod eval;
 pub mod generate;
+pub mod hadamard;
 pub mod linear;
 pub mod model;
 pub mod op;

@@ -7,6 +7,7 @@
 
 use crate::device;
 use crate::error::{Error, Result};
+use crate::hadamard;
 use crate::op::{self, FluteTensors, WeightShape};
 use crate::quantize::{self, Method};
 use burn::module::{Content, DisplaySettings, Module, ModuleDisplay, Param, ParamId};
@@ -14,7 +15,7 @@ use burn::nn;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use flute_cube::{Limits, MAX_DIM, PackedWeight, Plan, Problem, Quantized};
 
-/// `y = x · Wᵀ + b` with W `[n, k]` in 2, 3 or 4 bits.
+/// `y = x · Wᵀ + b` with W `[n, k]` in 2, 3 or 4 bits, rotated or not.
 #[derive(Module, Debug)]
 #[module(custom_display)]
 pub struct FluteLinear {
@@ -28,6 +29,17 @@ pub struct FluteLinear {
     pub bias: Option<Param<Tensor<1>>>,
     #[module(skip)]
     shape: WeightShape,
+    #[module(skip)]
+    rotation: Option<Rotation>,
+}
+
+/// What a layer with a rotated weight does to its activations first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rotation {
+    /// Elements that are rotated together ([`hadamard::hadamard`]).
+    pub block: usize,
+    /// Input features; the weight's k is the next multiple of the block, and activations are padded with zeros.
+    pub in_features: usize,
 }
 
 impl FluteLinear {
@@ -71,7 +83,28 @@ impl FluteLinear {
             pairs: on.floats(packed.pairs.into_flattened(), [pairs]),
             bias: bias.map(|bias| on.floats(bias.to_vec(), [shape.n])),
             shape,
+            rotation: None,
         })
+    }
+
+    /// The same layer for a weight that was rotated: activations are padded and rotated before the product. Like
+    /// [`FluteLinear::shape`], this is said by whoever makes the layer; records hold tensors alone.
+    ///
+    /// # Errors
+    /// [`Error::InvalidOption`] for a block that cannot be rotated; [`Error::TensorShape`] unless the weight's k is
+    /// that of `in_features` in whole blocks.
+    pub fn with_rotation(self, rotation: Rotation) -> Result<Self> {
+        hadamard::check_block(rotation.block)?;
+        let (found, needed) = (self.shape.k, rotation.in_features.next_multiple_of(rotation.block));
+        if found != needed || rotation.in_features == 0 {
+            let Rotation { block, in_features } = rotation;
+            return Err(Error::TensorShape {
+                tensor: "a rotated weight".into(),
+                found: vec![self.shape.n, found],
+                needed: format!("[n, {needed}]: {in_features} features in blocks of {block}"),
+            });
+        }
+        Ok(Self { rotation: Some(rotation), ..self })
     }
 
     /// Quantizes `weight` `[n, k]` (rows are output features, as Hugging Face stores them); the layer has its type
@@ -88,7 +121,11 @@ impl FluteLinear {
         let ([n, k], dtype, device) = (weight.dims(), weight.dtype(), weight.device());
         let weight = quantize::quantize("weight", &host(weight)?, n, k, method)?;
         let bias = bias.map(host).transpose()?;
-        Self::from_quantized(&weight, bias.as_deref(), dtype, &device)
+        let linear = Self::from_quantized(&weight, bias.as_deref(), dtype, &device)?;
+        match method.hadamard_size() {
+            Some(block) => linear.with_rotation(Rotation { block, in_features: k }),
+            None => Ok(linear),
+        }
     }
 
     /// Quantizes a dense layer of Burn (whose weight is `[k, n]`).
@@ -115,14 +152,20 @@ impl FluteLinear {
             pairs: zeros(2 * format.bits.pairs()),
             bias: bias.then(|| zeros(n)),
             shape,
+            rotation: None,
         })
     }
 
     /// `x[.., k]` to `[.., n]`, in the type of `x`; computed in the type of the scales ([`op::qgemm`]).
     ///
     /// # Panics
-    /// If the last axis of `x` is not k, if `x` lives on another device, or if the device fails.
+    /// If the last axis of `x` is not the layer's input features, if `x` lives on another device, or if the device
+    /// fails.
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        let x = match self.rotation {
+            Some(rotation) => rotation.apply(x),
+            None => x,
+        };
         op::qgemm(x, self.tensors())
     }
 
@@ -137,15 +180,46 @@ impl FluteLinear {
         }
     }
 
-    /// Shape and format.
+    /// Shape and format of the weight as it is stored: k counts padding, where there is some.
     pub fn shape(&self) -> WeightShape {
         self.shape
+    }
+
+    /// What is done to activations first.
+    pub fn rotation(&self) -> Option<Rotation> {
+        self.rotation
+    }
+
+    /// Elements of the last axis of an input.
+    pub fn in_features(&self) -> usize {
+        self.rotation.map_or(self.shape.k, |rotation| rotation.in_features)
     }
 
     /// Bytes of codes, scales and table on the device.
     pub fn bytes(&self) -> usize {
         let floats = self.scales.shape().num_elements() + self.pairs.shape().num_elements();
         4 * self.words.shape().num_elements() + floats * self.scales.val().dtype().size()
+    }
+}
+
+impl Rotation {
+    fn apply<const D: usize>(self, x: Tensor<D>) -> Tensor<D> {
+        let Self { block, in_features } = self;
+        let found = x.dims()[D - 1];
+        assert!(
+            found == in_features,
+            "the last axis of x has {found} elements and the layer takes {in_features}"
+        );
+        let missing = in_features.next_multiple_of(block) - in_features;
+        let x = if missing == 0 {
+            x
+        } else {
+            let mut shape = x.dims();
+            shape[D - 1] = missing;
+            let zeros = Tensor::zeros(shape, (&x.device(), x.dtype()));
+            Tensor::cat(vec![x, zeros], D - 1)
+        };
+        hadamard::hadamard(x, block)
     }
 }
 
@@ -157,15 +231,19 @@ impl ModuleDisplay for FluteLinear {
     }
 
     fn custom_content(&self, content: Content) -> Option<Content> {
-        let WeightShape { n, k, format } = self.shape;
-        let content = content.add("d_input", &k).add("d_output", &n);
-        let content = content.add("format", &format.to_string());
+        let WeightShape { n, format, .. } = self.shape;
+        let content = content.add("d_input", &self.in_features()).add("d_output", &n);
+        let mut content = content.add("format", &format.to_string());
+        if let Some(rotation) = self.rotation {
+            content = content.add("hadamard_size", &rotation.block);
+        }
         content.add("bias", &self.bias.is_some()).optional()
     }
 }
 
 /// A linear layer of a model: dense or quantized.
 #[derive(Module, Debug)]
+#[expect(clippy::large_enum_variant, reason = "a model has few, and none that is empty")]
 pub enum AnyLinear {
     /// Burn's own.
     Dense(nn::Linear),
@@ -215,7 +293,7 @@ impl AnyLinear {
                 let [k, n] = linear.weight.shape().dims();
                 [n, k]
             }
-            Self::Flute(linear) => [linear.shape.n, linear.shape.k],
+            Self::Flute(linear) => [linear.shape.n, linear.in_features()],
         }
     }
 

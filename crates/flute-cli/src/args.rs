@@ -6,11 +6,14 @@
 
 #![expect(clippy::doc_markdown, reason = "these comments are the help texts, printed as they are")]
 
+mod quantize;
+
+pub(crate) use quantize::{GridArgs, QuantizeArgs, TableArg};
+
 use burn::tensor::DType;
 use clap::builder::FalseyValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use flute_burn::checkpoint::ScaleDtype;
-use flute_cube::{Bits, Group, TableKind};
+use flute_burn::checkpoint::Target;
 use std::path::PathBuf;
 
 /// Run and make LUT-quantized language models: 2, 3 and 4 bits a weight, any table.
@@ -39,6 +42,10 @@ pub(crate) struct Flute {
 pub(crate) enum Command {
     /// Quantize a Hugging Face model directory into a new one
     Quantize(QuantizeArgs),
+    /// Make a HIGGS grid anew and print it as JSON
+    Grid(GridArgs),
+    /// Write a quantized model directory in another format, without quantizing anew
+    Convert(ConvertArgs),
     /// Show what a model directory holds
     Inspect(InspectArgs),
     /// Continue one prompt
@@ -54,40 +61,17 @@ pub(crate) enum Command {
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct QuantizeArgs {
-    /// Directory with config.json and safetensors
+pub(crate) struct ConvertArgs {
+    /// Quantized model directory: ours, of the Python package FLUTE, or of bitsandbytes in 4 bits
     pub(crate) model: PathBuf,
 
     /// Directory to write; it appears when it is complete
     #[arg(short, long, env = "FLUTE_OUTPUT")]
     pub(crate) output: PathBuf,
 
-    /// Bits a weight: 2, 3 or 4
-    #[arg(long, default_value = "4", value_parser = bits, env = "FLUTE_BITS")]
-    pub(crate) bits: Bits,
-
-    /// Weights that share a scale: 32, 64, 128, 256, or `row` for a whole row
-    #[arg(long, default_value = "64", value_parser = group, env = "FLUTE_GROUP_SIZE")]
-    pub(crate) group_size: Group,
-
-    /// Values that the codes name: nf, nf-symmetric, int or fp
-    #[arg(long, default_value = "nf", value_parser = table, env = "FLUTE_TABLE")]
-    pub(crate) table: TableKind,
-
-    /// Layers to leave dense beside embeddings and lm_head, such as down_proj, layers.0 or
-    /// model.*.self_attn.*; may be repeated
-    #[arg(long, value_delimiter = ',', value_name = "LAYERS", env = "FLUTE_SKIP")]
-    pub(crate) skip: Vec<String>,
-
-    /// Type of the stored scales
-    #[arg(
-        long,
-        visible_alias = "dtype",
-        default_value = "f16",
-        value_name = "TYPE",
-        env = "FLUTE_SCALE_DTYPE"
-    )]
-    pub(crate) scale_dtype: ScaleArg,
+    /// Format to write
+    #[arg(long, default_value = "flute", value_name = "FORMAT", env = "FLUTE_TO")]
+    pub(crate) to: FormatArg,
 
     /// Replace the output directory if it exists
     #[arg(long, env = "FLUTE_FORCE", value_parser = FalseyValueParser::new())]
@@ -229,23 +213,20 @@ pub(crate) struct JsonArg {
     pub(crate) wanted: bool,
 }
 
-/// Type of stored scales.
+/// A format that quantized models are written in.
 #[derive(Clone, Copy, Debug, ValueEnum)]
-pub(crate) enum ScaleArg {
-    F16,
-    Bf16,
-    F32,
-    /// The type that the model stores each weight in
-    Model,
+pub(crate) enum FormatArg {
+    /// That of this program: any table, layers that differ, no device
+    Flute,
+    /// That of the Python package FLUTE up to 0.4.2
+    FluteLegacy,
 }
 
-impl From<ScaleArg> for ScaleDtype {
-    fn from(scale: ScaleArg) -> Self {
-        match scale {
-            ScaleArg::F16 => Self::Float16,
-            ScaleArg::Bf16 => Self::BFloat16,
-            ScaleArg::F32 => Self::Float32,
-            ScaleArg::Model => Self::Model,
+impl From<FormatArg> for Target {
+    fn from(format: FormatArg) -> Self {
+        match format {
+            FormatArg::Flute => Self::Flute,
+            FormatArg::FluteLegacy => Self::FluteLegacy,
         }
     }
 }
@@ -267,29 +248,6 @@ impl From<ActivationArg> for Option<DType> {
             ActivationArg::F16 => Some(DType::F16),
             ActivationArg::Bf16 => Some(DType::BF16),
         }
-    }
-}
-
-fn bits(text: &str) -> Result<Bits, String> {
-    let bits: u8 = text.parse().map_err(|_| "choose 2, 3 or 4".to_owned())?;
-    Bits::new(bits).map_err(|error| error.to_string())
-}
-
-fn group(text: &str) -> Result<Group, String> {
-    if text == "row" {
-        return Ok(Group::Whole);
-    }
-    let size: usize = text.parse().map_err(|_| "choose 32, 64, 128, 256 or row".to_owned())?;
-    Group::new(size).map_err(|error| error.to_string())
-}
-
-/// The kinds whose values the name alone gives.
-fn table(text: &str) -> Result<TableKind, String> {
-    match text.parse().map_err(|error: flute_cube::Error| error.to_string())? {
-        TableKind::Custom | TableKind::Pairs => {
-            Err(format!("the name '{text}' gives no values; choose nf, nf-symmetric, int or fp"))
-        }
-        kind => Ok(kind),
     }
 }
 

@@ -37,13 +37,16 @@ impl Card<'_> {
             // Quoted as JSON, which YAML is: a directory may be called anything.
             quoted = serde_json::Value::from(*base),
             bits = scheme.bits,
-            table = scheme.table,
+            table = scheme.table_name(),
             group = scheme.group,
             quantized = summary.quantized,
             rate = summary.bits_per_weight,
             after = summary.bytes_after,
             before = summary.bytes_before,
         );
+        if let Some(size) = scheme.hadamard_size {
+            card.push_str(&format!("| weights rotated together | {size} |\n"));
+        }
         if !config.modules.is_empty() {
             card.push_str(
                 "\nModules that differ are listed in `quantization_config` of `config.json`.\n",

@@ -1,17 +1,18 @@
 //! `config.json`: what a model is, typed and checked.
 //!
-//! Served: LLaMA 1, 2, 3, 3.1 and 3.2 (and the fields of Gemma-2), as transformers 4 (`rope_theta`, `rope_scaling`,
-//! `torch_dtype`) and transformers 5 (`rope_parameters`, `dtype`) write them; where a field may be absent, the
-//! default is that of transformers. Refused: architectures that are not known (by name, before any other field is
+//! Served: the families of [`Architecture`], as transformers 4 (`rope_theta`, `rope_scaling`, `torch_dtype`) and
+//! transformers 5 (`rope_parameters`, `dtype`) write them; where a field may be absent, the default is that of
+//! transformers. Refused: architectures that are not known (by name, before any other field is
 //! looked at), sizes that contradict each other, RoPE scalings and activations that are not implemented. A
 //! [`ModelConfig`] needs no further check: its products do not overflow, and every division it implies is exact.
 
-use super::json;
+use super::architecture::{Architecture, Defaults};
 use super::quantization::QuantizationConfig;
-use super::rope::{RawRope, Rope};
+use super::raw::{RawConfig, RawFamily, TokenIds};
+use super::rope::Rope;
+use super::{import, json};
 use crate::error::{Error, Result};
 use flute_cube::Dtype;
-use serde::Deserialize;
 use serde_json::Value;
 use std::path::Path;
 
@@ -21,7 +22,7 @@ const LIMIT: u64 = 1 << 20;
 /// A decoder-only transformer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelConfig {
-    /// The family, with the fields that only it has.
+    /// The family.
     pub architecture: Architecture,
     /// Rows of the embedding.
     pub vocab_size: usize,
@@ -47,56 +48,30 @@ pub struct ModelConfig {
     pub activation: Activation,
     /// Whether the output projection is the embedding.
     pub tie_word_embeddings: bool,
-    /// Whether q, k, v and o have biases.
+    /// Whether q, k and v have biases.
     pub attention_bias: bool,
+    /// Whether the output projection of the attention has a bias.
+    pub attention_output_bias: bool,
     /// Whether gate, up and down have biases.
     pub mlp_bias: bool,
+    /// Queries are scaled by its inverse square root: the width of a head, but in some of Gemma-2.
+    pub query_pre_attn_scalar: f64,
+    /// Attention logits are capped softly at it: `cap · tanh(logit / cap)`.
+    pub attn_logit_softcapping: Option<f64>,
+    /// Final logits are capped softly at it.
+    pub final_logit_softcapping: Option<f64>,
+    /// Tokens that a token sees in sliding layers, itself included; none if no layer slides.
+    pub sliding_window: Option<usize>,
+    /// One per block: whether its attention slides.
+    pub sliding: Vec<bool>,
     /// First token of a sequence.
     pub bos_token_id: Option<u32>,
     /// Tokens that end a sequence; `generation_config.json` may know more.
     pub eos_token_ids: Vec<u32>,
     /// The type its author stored it in.
     pub dtype: Option<Dtype>,
-    /// How its linear layers are quantized, if they are.
+    /// How its linear layers are quantized, if they are in our format.
     pub quantization: Option<QuantizationConfig>,
-}
-
-/// A family of models.
-#[derive(Clone, Debug, PartialEq)]
-#[non_exhaustive]
-pub enum Architecture {
-    /// LLaMA 1, 2, 3, 3.1, 3.2.
-    Llama,
-    /// Gemma-2.
-    Gemma2(Gemma2),
-}
-
-/// What Gemma-2 has beyond LLaMA.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Gemma2 {
-    /// Queries are scaled by its inverse square root.
-    pub query_pre_attn_scalar: f64,
-    /// Attention logits are capped softly at it.
-    pub attn_logit_softcapping: Option<f64>,
-    /// Final logits are capped softly at it.
-    pub final_logit_softcapping: Option<f64>,
-    /// Window of the sliding layers.
-    pub sliding_window: usize,
-    /// One per block: whether its attention slides.
-    pub sliding: Vec<bool>,
-}
-
-impl Architecture {
-    /// The names that are known, as `architectures` spells them.
-    pub const KNOWN: &'static str = "LlamaForCausalLM, Gemma2ForCausalLM";
-
-    /// The name, as `architectures` spells it.
-    pub fn name(&self) -> &'static str {
-        match self {
-            Self::Llama => "LlamaForCausalLM",
-            Self::Gemma2(_) => "Gemma2ForCausalLM",
-        }
-    }
 }
 
 /// Activation of the MLP's gate.
@@ -106,62 +81,6 @@ pub enum Activation {
     Silu,
     /// GELU by its tanh approximation.
     GeluTanh,
-}
-
-#[derive(Deserialize)]
-struct RawFamily {
-    architectures: Option<Vec<String>>,
-    model_type: Option<String>,
-}
-
-#[derive(Deserialize)]
-struct RawConfig {
-    vocab_size: usize,
-    hidden_size: usize,
-    intermediate_size: usize,
-    num_hidden_layers: usize,
-    num_attention_heads: usize,
-    num_key_value_heads: Option<usize>,
-    head_dim: Option<usize>,
-    max_position_embeddings: Option<usize>,
-    rms_norm_eps: Option<f64>,
-    rope_theta: Option<f64>,
-    rope_scaling: Option<RawRope>,
-    rope_parameters: Option<RawRope>,
-    hidden_act: Option<String>,
-    hidden_activation: Option<String>,
-    tie_word_embeddings: Option<bool>,
-    attention_bias: Option<bool>,
-    mlp_bias: Option<bool>,
-    bos_token_id: Option<TokenIds>,
-    eos_token_id: Option<TokenIds>,
-    dtype: Option<String>,
-    torch_dtype: Option<String>,
-    query_pre_attn_scalar: Option<f64>,
-    attn_logit_softcapping: Option<f64>,
-    final_logit_softcapping: Option<f64>,
-    sliding_window: Option<usize>,
-    layer_types: Option<Vec<String>>,
-    quantization_config: Option<Value>,
-}
-
-/// A token id or a list of them. Some configurations of LLaMA 1 write −1 for none.
-#[derive(Deserialize)]
-#[serde(untagged)]
-pub(super) enum TokenIds {
-    One(i64),
-    Many(Vec<i64>),
-}
-
-impl TokenIds {
-    /// The ids that can be ids.
-    pub(super) fn list(self) -> Vec<u32> {
-        let ids = match self {
-            Self::One(id) => vec![id],
-            Self::Many(ids) => ids,
-        };
-        ids.into_iter().filter_map(|id| u32::try_from(id).ok()).collect()
-    }
 }
 
 impl ModelConfig {
@@ -186,56 +105,49 @@ impl ModelConfig {
         let family: RawFamily = json::typed(value, path)?;
         let name = family.architectures.and_then(|names| names.into_iter().next());
         let name = name.or(family.model_type).unwrap_or_default();
-        let gemma2 = match name.as_str() {
-            // The second spelling is that of the first LLaMA conversions.
-            "LlamaForCausalLM" | "LLaMAForCausalLM" | "llama" => false,
-            "Gemma2ForCausalLM" | "gemma2" => true,
-            _ => {
-                let (path, known) = (path.into(), Architecture::KNOWN);
-                return Err(Error::UnknownArchitecture { path, found: name, known });
-            }
+        let Some(architecture) = Architecture::named(&name) else {
+            let (path, known) = (path.into(), Architecture::KNOWN);
+            return Err(Error::UnknownArchitecture { path, found: name, known });
         };
-        let raw: RawConfig = json::typed(value, path)?;
+        let mut raw: RawConfig = json::typed(value, path)?;
         let check = Check { path };
-        check.sizes(&raw)?;
-        let head_dim = match raw.head_dim {
+        let defaults = architecture.defaults();
+        check.sizes(&raw, &defaults)?;
+        let head_dim = match raw.head_dim.or(defaults.head_dim) {
             Some(head_dim) => head_dim,
-            None if gemma2 => 256,
             None => check.divide(
                 ("hidden_size", raw.hidden_size),
                 ("num_attention_heads", raw.num_attention_heads),
             )?,
         };
         check.divide(("head_dim", head_dim), ("the two halves of a rotation", 2))?;
-        let num_key_value_heads = raw.num_key_value_heads.unwrap_or(raw.num_attention_heads);
+        let num_key_value_heads = raw.key_value_heads(&defaults);
         check.divide(
             ("num_attention_heads", raw.num_attention_heads),
             ("num_key_value_heads", num_key_value_heads),
         )?;
         let rms_norm_eps = check.positive("rms_norm_eps", raw.rms_norm_eps.unwrap_or(1e-6))?;
-        let rope = Rope::resolve(raw.rope_parameters.or(raw.rope_scaling), raw.rope_theta, path)?;
-        let activation = check.activation(raw.hidden_activation.or(raw.hidden_act), gemma2)?;
-        let dtype = check.dtype(raw.dtype.or(raw.torch_dtype))?;
-        let architecture = if gemma2 {
-            Architecture::Gemma2(Gemma2 {
-                query_pre_attn_scalar: check.positive(
-                    "query_pre_attn_scalar",
-                    raw.query_pre_attn_scalar.unwrap_or(256.0),
-                )?,
-                attn_logit_softcapping: raw.attn_logit_softcapping,
-                final_logit_softcapping: raw.final_logit_softcapping,
-                sliding_window: check.size(
-                    "sliding_window",
-                    raw.sliding_window.unwrap_or(4096),
-                    1 << 30,
-                )?,
-                sliding: check.sliding(raw.layer_types, raw.num_hidden_layers)?,
-            })
-        } else {
-            Architecture::Llama
+        let rope = raw.rope_parameters.take().or(raw.rope_scaling.take());
+        let rope = Rope::resolve(rope, raw.rope_theta, path)?;
+        let activation = raw.hidden_activation.take().or(raw.hidden_act.take());
+        let activation = check.activation(activation, defaults.activation)?;
+        let dtype = check.dtype(raw.dtype.take().or(raw.torch_dtype.take()))?;
+        let query_pre_attn_scalar = match architecture {
+            Architecture::Gemma2 => raw.query_pre_attn_scalar.unwrap_or(256.0),
+            _ => head_dim as f64,
         };
-        let quantization =
-            raw.quantization_config.map(|q| QuantizationConfig::parse(&q, path)).transpose()?;
+        let cap = |field, found: Option<Option<f64>>, default: Option<f64>| match default {
+            Some(_) => found.unwrap_or(default).map(|cap| check.positive(field, cap)).transpose(),
+            None => Ok(None),
+        };
+        let (sliding_window, sliding) = check.sliding(&raw, architecture)?;
+        let [attention_bias, attention_output_bias] =
+            architecture.attention_biases(raw.attention_bias);
+        let quantization = raw
+            .quantization_config
+            .filter(|quantization| !import::is_foreign(quantization))
+            .map(|quantization| QuantizationConfig::parse(&quantization, path))
+            .transpose()?;
         Ok(Self {
             architecture,
             vocab_size: raw.vocab_size,
@@ -245,13 +157,28 @@ impl ModelConfig {
             num_attention_heads: raw.num_attention_heads,
             num_key_value_heads,
             head_dim,
-            max_position_embeddings: raw.max_position_embeddings.unwrap_or(2048),
+            max_position_embeddings: raw.max_position_embeddings.unwrap_or(defaults.positions),
             rms_norm_eps,
             rope,
             activation,
-            tie_word_embeddings: raw.tie_word_embeddings.unwrap_or(gemma2),
-            attention_bias: raw.attention_bias.unwrap_or(false),
-            mlp_bias: raw.mlp_bias.unwrap_or(false),
+            tie_word_embeddings: raw.tie_word_embeddings.unwrap_or(defaults.tied),
+            attention_bias,
+            attention_output_bias,
+            mlp_bias: architecture == Architecture::Llama && raw.mlp_bias.unwrap_or(false),
+            query_pre_attn_scalar: check
+                .positive("query_pre_attn_scalar", query_pre_attn_scalar)?,
+            attn_logit_softcapping: cap(
+                "attn_logit_softcapping",
+                raw.attn_logit_softcapping,
+                defaults.attention_cap,
+            )?,
+            final_logit_softcapping: cap(
+                "final_logit_softcapping",
+                raw.final_logit_softcapping,
+                defaults.final_cap,
+            )?,
+            sliding_window,
+            sliding,
             bos_token_id: raw.bos_token_id.and_then(|ids| ids.list().first().copied()),
             eos_token_ids: raw.eos_token_id.map(TokenIds::list).unwrap_or_default(),
             dtype,
@@ -275,14 +202,14 @@ impl Check<'_> {
     }
 
     /// Every size within what any model has, so that no product of two or three of them overflows.
-    fn sizes(&self, raw: &RawConfig) -> Result<()> {
-        let (heads, most) = (raw.num_attention_heads, 1 << 20);
+    fn sizes(&self, raw: &RawConfig, defaults: &Defaults) -> Result<()> {
+        let most = 1 << 20;
         self.size("vocab_size", raw.vocab_size, 1 << 24)?;
         self.size("hidden_size", raw.hidden_size, most)?;
         self.size("intermediate_size", raw.intermediate_size, most)?;
         self.size("num_hidden_layers", raw.num_hidden_layers, 4096)?;
-        self.size("num_attention_heads", heads, 4096)?;
-        self.size("num_key_value_heads", raw.num_key_value_heads.unwrap_or(heads), 4096)?;
+        self.size("num_attention_heads", raw.num_attention_heads, 4096)?;
+        self.size("num_key_value_heads", raw.key_value_heads(defaults), 4096)?;
         self.size("head_dim", raw.head_dim.unwrap_or(1), 4096)?;
         self.size("max_position_embeddings", raw.max_position_embeddings.unwrap_or(1), 1 << 30)?;
         Ok(())
@@ -304,10 +231,10 @@ impl Check<'_> {
         Err(Error::ConfigIndivisible { path: self.path.into(), field, value, by_field, by })
     }
 
-    fn activation(&self, name: Option<String>, gemma2: bool) -> Result<Activation> {
+    fn activation(&self, name: Option<String>, default: Activation) -> Result<Activation> {
         match name.as_deref() {
-            None if gemma2 => Ok(Activation::GeluTanh),
-            None | Some("silu" | "swish") => Ok(Activation::Silu),
+            None => Ok(default),
+            Some("silu" | "swish") => Ok(Activation::Silu),
             Some("gelu_pytorch_tanh") => Ok(Activation::GeluTanh),
             Some(found) => Err(Error::ConfigUnsupported {
                 path: self.path.into(),
@@ -333,24 +260,42 @@ impl Check<'_> {
         }
     }
 
-    fn sliding(&self, types: Option<Vec<String>>, layers: usize) -> Result<Vec<bool>> {
-        // Without the list, even layers slide (transformers 4).
-        let Some(types) = types else { return Ok((0..layers).map(|i| i % 2 == 0).collect()) };
+    /// The window, and the layers that slide in it.
+    fn sliding(
+        &self,
+        raw: &RawConfig,
+        architecture: Architecture,
+    ) -> Result<(Option<usize>, Vec<bool>)> {
+        let (layers, default) = (raw.num_hidden_layers, architecture.defaults().window);
+        let window = match architecture {
+            Architecture::Llama => None,
+            // These write a window even where they do not use it.
+            Architecture::Qwen2 | Architecture::Qwen3 if raw.use_sliding_window != Some(true) => {
+                None
+            }
+            _ => raw.sliding_window.unwrap_or(default),
+        };
+        let Some(window) = window else { return Ok((None, vec![false; layers])) };
+        self.size("sliding_window", window, 1 << 30)?;
+        let Some(types) = &raw.layer_types else {
+            let slides = |index| architecture.slides(index, raw.max_window_layers);
+            return Ok((Some(window), (0..layers).map(slides).collect()));
+        };
         if types.len() != layers {
             let (found, needed) = (types.len().to_string(), format!("{layers} entries long"));
             let field = "layer_types";
             return Err(Error::ConfigRange { path: self.path.into(), field, found, needed });
         }
-        let slides = |name: String| match name.as_str() {
+        let slides = |name: &String| match name.as_str() {
             "sliding_attention" => Ok(true),
             "full_attention" => Ok(false),
             _ => Err(Error::ConfigUnsupported {
                 path: self.path.into(),
                 field: "layer_types",
-                found: name,
+                found: name.clone(),
                 known: "sliding_attention, full_attention",
             }),
         };
-        types.into_iter().map(slides).collect()
+        Ok((Some(window), types.iter().map(slides).collect::<Result<_>>()?))
     }
 }

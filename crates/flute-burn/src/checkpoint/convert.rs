@@ -7,15 +7,16 @@
 
 use super::card::Card;
 use super::header::TensorInfo;
+use super::layout::Layout;
 use super::measure::{ClassError, measure};
 use super::pattern;
 use super::quantization::{ModuleOverride, QuantizationConfig, Scheme};
 use super::reader::{Reader, float_dtype};
 use super::writer::{TensorSpec, Writer, WriterOptions, natural_key};
 use crate::error::{Error, Result};
+use crate::hadamard;
 use crate::quantize::{self, Method};
 use flute_cube::{Dtype as Float, Quantized, pack};
-use safetensors::Dtype;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -148,8 +149,8 @@ pub fn convert(options: ConvertOptions<'_>) -> Result<Summary> {
     let ConvertOptions { source, target, method, skip, overrides, scale_dtype, writer, progress } =
         options;
     let reader = Reader::open(&source)?;
-    if let Some(config) = &reader.config().quantization {
-        return Err(Error::AlreadyQuantized { dir: source, bits: config.scheme.bits.get() });
+    if let Some(bits) = reader.bits() {
+        return Err(Error::AlreadyQuantized { dir: source, bits });
     }
     let choice = Choice { method: &method, skip: &skip, overrides: &overrides, scale_dtype };
     let steps = choice.steps(&reader)?;
@@ -257,7 +258,8 @@ impl<'a> Choice<'a> {
         let mut modules = BTreeMap::new();
         for task in steps.iter().filter_map(|step| step.quantize.as_ref()) {
             let own = Some(scheme_of(task.method)).filter(|own| *own != scheme);
-            let in_features = Some(task.k).filter(|k| task.told_k() != *k);
+            let layout = task.layout();
+            let in_features = Some(layout.k).filter(|k| layout.told_k() != *k);
             if own.is_some() || in_features.is_some() {
                 let module = ModuleOverride { scheme: own, in_features };
                 modules.insert(task.module.to_owned(), module);
@@ -285,45 +287,37 @@ impl Step<'_> {
             let (name, dtype, shape) = (self.name.into(), self.info.dtype, self.info.shape.clone());
             return vec![TensorSpec { name, dtype, shape }];
         };
-        let (table, format) = (task.method.table(), task.method.format());
-        let values = match table.dim() {
-            1 => vec![table.entries()],
-            dim => vec![table.entries(), dim],
-        };
-        let spec = |part: &str, dtype, shape| {
-            let name = format!("{}.{part}", task.module);
-            TensorSpec { name, dtype, shape }
-        };
-        vec![
-            spec("codes", Dtype::U8, vec![task.n, task.row_bytes()]),
-            spec("scales", stored_dtype(task.scale), vec![task.n, format.group.count(task.k)]),
-            spec("table", Dtype::F32, values),
-        ]
+        task.layout().specs(task.module)
     }
 }
 
 impl Task<'_> {
-    fn code_bits(&self) -> u8 {
-        self.method.format().bits.get() * self.method.table().dim() as u8
-    }
-
-    fn row_bytes(&self) -> usize {
-        pack::canonical_row_bytes(self.k.div_ceil(self.method.table().dim()), self.code_bits())
-    }
-
-    /// The k that a reader takes a packed row to have.
-    fn told_k(&self) -> usize {
-        self.row_bytes() * 8 / usize::from(self.code_bits()) * self.method.table().dim()
+    /// What is written of the weight.
+    fn layout(&self) -> Layout {
+        let (method, table) = (self.method, self.method.table());
+        Layout {
+            n: self.n,
+            k: method.stored_k(self.k),
+            dim: table.dim(),
+            format: method.format(),
+            table: table.kind(),
+            scale: self.scale,
+            hadamard_size: method.hadamard_size(),
+        }
     }
 
     /// Quantizes and writes the weight; returns its error and the bytes written.
     fn run(&self, reader: &Reader, writer: &mut Writer, name: &str) -> Result<(ClassError, u64)> {
-        let dense = reader.tensor(name)?.data;
+        let mut dense = reader.tensor(name)?.data;
         let quantized = quantize::quantize(name, &dense, self.n, self.k, self.method)?;
         let scales = self.rounded(&quantized, name)?;
+        if let Some(block) = self.method.hadamard_size() {
+            dense = hadamard::rotated_rows(&dense, self.k, block);
+        }
         let error = measure(&dense, &quantized, &scales);
-        let width = self.k.div_ceil(quantized.table().dim());
-        let codes = pack::to_canonical(quantized.codes(), width, self.code_bits());
+        let layout = self.layout();
+        let width = layout.k.div_ceil(layout.dim);
+        let codes = pack::to_canonical(quantized.codes(), width, layout.code_bits());
         let scales = self.scale.encode(&scales);
         let table = Float::F32.encode(quantized.table().values());
         let mut written = 0;
@@ -357,19 +351,12 @@ fn linear<'a>(name: &'a str, info: &TensorInfo) -> Option<&'a str> {
 
 fn scheme_of(method: &Method) -> Scheme {
     let format = method.format();
-    Scheme { bits: format.bits, group: format.group, table: method.table().kind() }
-}
-
-fn stored_dtype(dtype: Float) -> Dtype {
-    match dtype {
-        Float::F32 => Dtype::F32,
-        Float::F16 => Dtype::F16,
-        Float::BF16 => Dtype::BF16,
-    }
+    let (table, hadamard_size) = (method.table().kind(), method.hadamard_size());
+    Scheme { bits: format.bits, group: format.group, table, hadamard_size }
 }
 
 /// Copies what belongs to a model beside its weights, its licence included.
-fn write_companions(reader: &Reader, writer: &Writer) -> Result<()> {
+pub(super) fn write_companions(reader: &Reader, writer: &Writer) -> Result<()> {
     for name in COMPANIONS {
         writer.copy_from(reader.dir(), name)?;
     }

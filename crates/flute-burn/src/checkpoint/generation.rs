@@ -2,8 +2,8 @@
 //!
 //! Absent files and absent fields are fine; fields of the wrong type are refused by name.
 
-use super::config::TokenIds;
 use super::json;
+use super::raw::TokenIds;
 use crate::error::Result;
 use serde::Deserialize;
 use std::path::Path;

@@ -51,9 +51,11 @@ pub struct InspectedLinear {
     pub table: &'static str,
     /// Weights that one code names.
     pub p: usize,
-    /// Type of the scales.
+    /// Weights that were rotated together, if they were.
+    pub hadamard_size: Option<usize>,
+    /// Narrowest type that holds the scales exactly; in our format, the one that they are stored in.
     pub scales: Dtype,
-    /// Bytes of codes, scales and table.
+    /// Bytes of all its tensors but the bias.
     pub bytes: u64,
     /// The same in bits per weight.
     pub bits_per_weight: f64,
@@ -96,29 +98,35 @@ pub fn inspect(dir: &Path, verify: bool) -> Result<Inspection> {
         })
         .collect();
     tensors.sort_by_cached_key(|tensor| natural_key(&tensor.name));
-    let mut linears = vec![];
-    for tensor in &tensors {
-        if let Some(module) = tensor.name.strip_suffix(".codes") {
-            linears.push(describe(&reader, module)?);
+    let mut sizes: BTreeMap<&str, u64> =
+        reader.quantized_modules().map(|module| (module, 0)).collect();
+    let mut parameters = 0;
+    let mut dense = vec![];
+    for (name, info) in reader.tensors() {
+        let module = reader.module_of(name).and_then(|module| sizes.get_mut(module));
+        match module {
+            Some(bytes) => *bytes += info.bytes,
+            None => {
+                parameters += info.shape.iter().product::<usize>() as u64;
+                dense.push(name);
+            }
         }
     }
-    let sizes: BTreeMap<&str, &InspectedLinear> =
-        linears.iter().map(|linear| (linear.module.as_str(), linear)).collect();
-    let mut parameters = 0;
-    for tensor in &tensors {
-        let linear = tensor
-            .name
-            .rsplit_once('.')
-            .and_then(|(module, part)| Some((sizes.get(module)?, part)));
-        match linear {
-            Some((linear, "codes")) => parameters += (linear.n * linear.k) as u64,
-            Some((_, "scales" | "table")) => (),
-            _ => parameters += tensor.shape.iter().product::<usize>() as u64,
-        }
+    let mut modules: Vec<(&str, u64)> = sizes.into_iter().collect();
+    modules.sort_by_cached_key(|(module, _)| natural_key(module));
+    let mut linears = vec![];
+    for (module, bytes) in modules {
+        let linear = describe(&reader, module, bytes)?;
+        parameters += (linear.n * linear.k) as u64;
+        linears.push(linear);
     }
     if verify {
-        for tensor in &tensors {
-            check(&reader, &tensor.name, &sizes)?;
+        for linear in &linears {
+            // Decoding checks codes and padding, scales and table.
+            reader.linear(&linear.module)?;
+        }
+        for name in dense {
+            check(&reader, name)?;
         }
     }
     let bytes = tensors.iter().map(|tensor| tensor.bytes).sum();
@@ -134,35 +142,27 @@ pub fn inspect(dir: &Path, verify: bool) -> Result<Inspection> {
     })
 }
 
-fn describe(reader: &Reader, module: &str) -> Result<InspectedLinear> {
+fn describe(reader: &Reader, module: &str, bytes: u64) -> Result<InspectedLinear> {
     let layout = reader.layout(module)?;
-    let parts = ["codes", "scales", "table"].map(|part| format!("{module}.{part}"));
-    let mut bytes = 0;
-    for part in &parts {
-        bytes += reader.info(part)?.bytes;
-    }
     Ok(InspectedLinear {
         module: module.into(),
         n: layout.n,
         k: layout.k,
         bits: layout.format.bits.get(),
         group: layout.format.group,
-        table: layout.table.name(),
+        table: layout.scheme().table_name(),
         p: layout.dim,
-        scales: float_dtype(&parts[1], reader.info(&parts[1])?.dtype)?,
+        hadamard_size: layout.hadamard_size,
+        scales: layout.scale,
         bytes,
         bits_per_weight: bytes as f64 * 8.0 / (layout.n * layout.k) as f64,
     })
 }
 
-/// Reads one tensor and checks its values.
-fn check(reader: &Reader, name: &str, linears: &BTreeMap<&str, &InspectedLinear>) -> Result<()> {
-    let part = name.rsplit_once('.').filter(|(module, _)| linears.contains_key(module));
-    match part {
-        // Decoding checks codes and padding, scales and table.
-        Some((module, "codes")) => reader.linear(module).map(drop),
-        Some((_, "scales" | "table")) => Ok(()),
-        _ if float_dtype(name, reader.info(name)?.dtype).is_ok() => reader.finite(name).map(drop),
-        _ => reader.stream(name, |_| Ok(())),
+/// Reads one tensor that is no part of a quantized layer, and checks its values if they are floats.
+fn check(reader: &Reader, name: &str) -> Result<()> {
+    match float_dtype(name, reader.info(name)?.dtype) {
+        Ok(_) => reader.finite(name).map(drop),
+        Err(_) => reader.stream(name, |_| Ok(())),
     }
 }

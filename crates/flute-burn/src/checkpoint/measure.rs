@@ -4,7 +4,7 @@ use flute_cube::Quantized;
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 
-/// Error of the weights of one class of layers.
+/// Error of the weights of one class of layers; of the rotated ones, where they are stored rotated.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
 pub struct ClassError {
     /// Last component of the modules' names, such as `q_proj`.

@@ -9,30 +9,39 @@
 //! | `X.scales` | F16, BF16 or F32 | `[n, groups]` | one factor a group |
 //! | `X.table` | F32 | `[2^bits]` or `[2^(2·bits), 2]` | what codes name |
 //!
-//! and whose `config.json` has a [`QuantizationConfig`]. Nothing in such a directory depends on a device. Written: the
-//! latter, by [`convert()`], whole or not at all.
+//! and whose `config.json` has a [`QuantizationConfig`]. Nothing in such a directory depends on a device. Quantized
+//! directories of other programs are read too ([`import`]). Written, whole or not at all: ours from dense weights, by
+//! [`convert()`], and any of the formats of [`Target`] from quantized ones, by [`export()`].
 //!
 //! Directories are untrusted: everything is checked before it is allocated, no path leaves the directory, nothing in
 //! it is executed (pickles are refused), and each way of being wrong is its own [`crate::error::Error`].
 
+mod architecture;
 mod card;
 mod config;
 mod convert;
+mod export;
 mod generation;
 mod header;
+pub mod import;
 mod inspect;
 pub(crate) mod json;
+mod layout;
 mod measure;
+mod modules;
 pub mod pattern;
 mod positioned;
 mod quantization;
+mod raw;
 mod reader;
 mod rope;
 mod shards;
 mod writer;
 
-pub use config::{Activation, Architecture, Gemma2, ModelConfig};
+pub use architecture::Architecture;
+pub use config::{Activation, ModelConfig};
 pub use convert::{ConvertOptions, Progress, ScaleDtype, Summary, convert};
+pub use export::{ExportOptions, Exported, Target, export};
 pub use generation::GenerationConfig;
 pub use header::{MAX_HEADER, MAX_RANK, MAX_TENSORS, TensorInfo};
 pub use inspect::{InspectedLinear, InspectedTensor, Inspection, inspect};

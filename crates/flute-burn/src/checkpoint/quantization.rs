@@ -7,11 +7,12 @@
 //!
 //! Field names are those of the other methods of transformers; `group_size` −1 is the whole row. `modules` maps a
 //! module to what differs there: `bits`, `group_size`, `table`, and `in_features` where the packed row does not tell
-//! it (k·bits not a multiple of 8). Refused: other methods, other versions, and rotated weights (`hadamard_size`),
-//! which no forward pass here undoes.
+//! it (k·bits not a multiple of 8). Rotated weights name the blocks of their rotation in `hadamard_size` (1 is none)
+//! and their table `higgs`, with `p`, the weights that one code names. Refused: other methods and other versions.
 
 use super::json;
 use crate::error::{Error, Result};
+use crate::hadamard;
 use flute_cube::{Bits, Dtype, Group, TableKind};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -27,6 +28,8 @@ pub struct Scheme {
     pub group: Group,
     /// Where the table's values come from; the values themselves are stored beside the codes and rule.
     pub table: TableKind,
+    /// Weights that were rotated together ([`crate::hadamard`]), if they were; k is padded to a multiple.
+    pub hadamard_size: Option<usize>,
 }
 
 /// What differs from the common scheme in one module.
@@ -72,11 +75,13 @@ struct RawModule {
     bits: Option<u8>,
     group_size: Option<i64>,
     table: Option<String>,
+    p: Option<u8>,
+    hadamard_size: Option<usize>,
     in_features: Option<usize>,
 }
 
 impl QuantizationConfig {
-    /// The one method that is read.
+    /// The name of our format; those of other programs are not read here.
     pub const METHOD: &'static str = "flute";
 
     /// Reads the object; `path` is the file it stands in, for messages.
@@ -91,21 +96,19 @@ impl QuantizationConfig {
             Some(Self::METHOD) => (),
             found => {
                 let found = found.unwrap_or_default().to_owned();
-                return unsupported("quant_method", found, Self::METHOD);
+                return unsupported("quant_method", found, "flute, bitsandbytes, higgs");
             }
         }
         let raw: Raw = json::typed(value, path)?;
         if raw.version != 1 {
             return unsupported("quantization version", raw.version.to_string(), "1");
         }
-        if let Some(size) = raw.hadamard_size.filter(|size| *size > 1) {
-            return unsupported("hadamard_size", size.to_string(), "1 (no rotation)");
-        }
         let dim = raw.p.unwrap_or(1);
         let scheme = Scheme {
             bits: bits(raw.bits, path)?,
             group: group(raw.group_size, path)?,
             table: table(&raw.table, dim, path)?,
+            hadamard_size: block(raw.hadamard_size, path)?,
         };
         let scale_dtype = match raw.scale_dtype.as_deref() {
             None | Some("float16") => Dtype::F16,
@@ -120,7 +123,16 @@ impl QuantizationConfig {
             let own = Scheme {
                 bits: module.bits.map_or(Ok(scheme.bits), |b| bits(b, path))?,
                 group: module.group_size.map_or(Ok(scheme.group), |g| group(g, path))?,
-                table: module.table.map_or(Ok(scheme.table), |t| table(&t, dim, path))?,
+                table: match (module.table, module.p) {
+                    (None, None) => scheme.table,
+                    (found, p) => {
+                        table(found.as_ref().unwrap_or(&raw.table), p.unwrap_or(dim), path)?
+                    }
+                },
+                hadamard_size: match module.hadamard_size {
+                    None => scheme.hadamard_size,
+                    found => block(found, path)?,
+                },
             };
             let scheme = (own != scheme).then_some(own);
             Ok((name, ModuleOverride { scheme, in_features: module.in_features }))
@@ -140,12 +152,15 @@ impl QuantizationConfig {
             "version": 1,
             "bits": self.scheme.bits.get(),
             "group_size": group_size(self.scheme.group),
-            "table": self.scheme.table.name(),
+            "table": self.scheme.table_name(),
             "scale_dtype": dtype_name(self.scale_dtype),
             "modules_to_not_convert": self.modules_to_not_convert,
         });
-        if self.scheme.table == TableKind::Pairs {
+        if self.scheme.p() == 2 {
             object["p"] = json!(2);
+        }
+        if let Some(size) = self.scheme.hadamard_size {
+            object["hadamard_size"] = json!(size);
         }
         let modules: Map<String, Value> = self
             .modules
@@ -177,14 +192,35 @@ impl QuantizationConfig {
             if own.group != self.scheme.group {
                 object.insert("group_size".into(), json!(group_size(own.group)));
             }
-            if own.table != self.scheme.table {
-                object.insert("table".into(), json!(own.table.name()));
+            if own.table_name() != self.scheme.table_name() {
+                object.insert("table".into(), json!(own.table_name()));
+            }
+            if own.p() != self.scheme.p() {
+                object.insert("p".into(), json!(own.p()));
+            }
+            if own.hadamard_size != self.scheme.hadamard_size {
+                object.insert("hadamard_size".into(), json!(own.hadamard_size.unwrap_or(1)));
             }
         }
         if let Some(k) = module.in_features {
             object.insert("in_features".into(), json!(k));
         }
         Value::Object(object)
+    }
+}
+
+impl Scheme {
+    /// Weights that one code names.
+    pub fn p(&self) -> usize {
+        if self.table == TableKind::Pairs { 2 } else { 1 }
+    }
+
+    /// The name of the table in files: rotated weights have the grids of HIGGS.
+    pub fn table_name(&self) -> &'static str {
+        match (self.table, self.hadamard_size) {
+            (TableKind::Custom | TableKind::Pairs, Some(_)) => "higgs",
+            (table, _) => table.name(),
+        }
     }
 }
 
@@ -226,6 +262,18 @@ fn group(found: i64, path: &Path) -> Result<Group> {
     })
 }
 
+/// The blocks of a rotation; 1 is none.
+fn block(found: Option<usize>, path: &Path) -> Result<Option<usize>> {
+    let Some(size) = found.filter(|size| *size != 1) else { return Ok(None) };
+    hadamard::check_block(size).map_err(|_| Error::ConfigRange {
+        path: path.into(),
+        field: "hadamard_size",
+        found: size.to_string(),
+        needed: format!("a power of two up to {}", hadamard::MAX_BLOCK),
+    })?;
+    Ok(Some(size))
+}
+
 fn table(found: &str, dim: u8, path: &Path) -> Result<TableKind> {
     let kind = match (found, dim) {
         ("higgs", 1) => Ok(TableKind::Custom),
@@ -238,7 +286,7 @@ fn table(found: &str, dim: u8, path: &Path) -> Result<TableKind> {
             path: path.into(),
             field: "table",
             found: format!("{found} (p = {dim})"),
-            known: "int, fp, nf, nf-symmetric, custom; pairs with p = 2",
+            known: "int, fp, nf, nf-symmetric, custom; pairs with p = 2; higgs with p = 1 or 2",
         }),
     }
 }

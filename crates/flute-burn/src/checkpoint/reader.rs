@@ -7,10 +7,11 @@
 use super::config::ModelConfig;
 use super::generation::GenerationConfig;
 use super::header::TensorInfo;
+use super::import::Foreign;
 use super::positioned::read_exact_at;
 use super::shards::Shards;
 use crate::error::{Error, Result};
-use flute_cube::{Dtype as Float, Format, Quantized, QuantizedParts, Table, TableKind, pack};
+use flute_cube::{Dtype as Float, Quantized};
 use half::f16;
 use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 use rayon::prelude::*;
@@ -30,6 +31,8 @@ pub struct Reader {
     source: Value,
     generation: GenerationConfig,
     shards: Shards,
+    /// Whose format the quantized layers have, unless it is ours.
+    pub(super) foreign: Option<Foreign>,
 }
 
 /// A tensor in f32.
@@ -59,6 +62,9 @@ pub struct StoredLinear {
     pub weight: StoredWeight,
     /// `[n]`.
     pub bias: Option<Vec<f32>>,
+    /// Weights that were rotated together ([`crate::hadamard`]), if they were; the k of `weight` is padded to a multiple
+    /// then, and x is to be padded and rotated like it.
+    pub hadamard_size: Option<usize>,
 }
 
 /// The weight of a stored linear layer.
@@ -95,7 +101,8 @@ impl Reader {
         if let (None, Some((tensor, _))) = (&config.quantization, codes) {
             return Err(Error::QuantizationAbsent { dir: dir.into(), tensor: tensor.into() });
         }
-        Ok(Self { dir: dir.into(), config, source, generation, shards })
+        let foreign = Foreign::detect(dir, &config, &source)?;
+        Ok(Self { dir: dir.into(), config, source, generation, shards, foreign })
     }
 
     /// The directory.
@@ -208,15 +215,19 @@ impl Reader {
         let (dense, codes) = (format!("{module}.weight"), format!("{module}.codes"));
         let weight = match (self.contains(&dense), self.contains(&codes)) {
             (true, true) => return Err(Error::Ambiguous { module: module.into() }),
-            (false, true) => StoredWeight::Quantized(self.quantized(module)?),
-            (_, false) => {
+            _ if self.is_quantized(module) => StoredWeight::Quantized(self.quantized(module)?),
+            _ => {
                 let [n, k] = self.dims(&dense, "[n, k]")?;
                 StoredWeight::Dense { n, k, data: self.tensor(&dense)?.data }
             }
         };
+        let hadamard_size = match &weight {
+            StoredWeight::Dense { .. } => None,
+            StoredWeight::Quantized(_) => self.layout(module)?.hadamard_size,
+        };
         let bias = format!("{module}.bias");
         if !self.contains(&bias) {
-            return Ok(StoredLinear { weight, bias: None });
+            return Ok(StoredLinear { weight, bias: None, hadamard_size });
         }
         let [len] = self.dims(&bias, "[n]")?;
         let n = match &weight {
@@ -226,67 +237,7 @@ impl Reader {
         if len != n {
             return Err(shape_error(&bias, &[len], format!("[{n}]")));
         }
-        Ok(StoredLinear { weight, bias: Some(self.tensor(&bias)?.data) })
-    }
-
-    /// The quantized weight of `module`.
-    fn quantized(&self, module: &str) -> Result<Quantized> {
-        let layout = self.layout(module)?;
-        let (n, k, format) = (layout.n, layout.k, layout.format);
-        let in_module = |source| Error::Module { module: module.into(), source };
-        let values = self.finite(&format!("{module}.table"))?;
-        let table = match layout.dim {
-            1 => named_or_custom(&layout, &values),
-            _ => Table::pairs(format.bits, values.as_chunks().0),
-        }
-        .map_err(in_module)?;
-        let scales = self.finite(&format!("{module}.scales"))?;
-        let bytes = self.raw(&format!("{module}.codes"))?.bytes;
-        let width = k.div_ceil(layout.dim);
-        let codes =
-            pack::from_canonical(&bytes, n, width, layout.code_bits()).map_err(in_module)?;
-        Quantized::new(QuantizedParts { n, k, format, codes, scales, table }).map_err(in_module)
-    }
-
-    /// The shapes of a quantized module, checked against each other.
-    pub(super) fn layout(&self, module: &str) -> Result<Layout> {
-        let absent = || Error::QuantizationAbsent { dir: self.dir.clone(), tensor: module.into() };
-        let config = self.config.quantization.as_ref().ok_or_else(absent)?;
-        let scheme = config.scheme_of(module);
-        let format = Format { bits: scheme.bits, group: scheme.group };
-        let (codes, table) = (format!("{module}.codes"), format!("{module}.table"));
-        let (scales, values) = (format!("{module}.scales"), self.info(&table)?);
-        let dim = match values.shape.as_slice() {
-            [len] if *len == format.bits.codes() => 1,
-            [len, 2] if *len == format.bits.pairs() => 2,
-            found => {
-                let (values, pairs) = (format.bits.codes(), format.bits.pairs());
-                return Err(shape_error(&table, found, format!("[{values}] or [{pairs}, 2]")));
-            }
-        };
-        for (name, needed, what) in [(&codes, Dtype::U8, "U8"), (&table, Dtype::F32, "F32")] {
-            dtype_is(name, self.info(name)?.dtype, needed, what)?;
-        }
-        let [n, row_bytes] = self.dims(&codes, "[n, row bytes]")?;
-        let mut layout = Layout { n, k: 0, dim, format, table: scheme.table };
-        let told = row_bytes.saturating_mul(8) / usize::from(layout.code_bits()) * dim;
-        layout.k = config.in_features_of(module).unwrap_or(told);
-        let k = layout.k;
-        let row =
-            pack::canonical_row_bytes(k.min(flute_cube::MAX_DIM).div_ceil(dim), layout.code_bits());
-        if row != row_bytes || n == 0 || k == 0 || k > flute_cube::MAX_DIM {
-            return Err(shape_error(&codes, &[n, row_bytes], format!("[n, {row}] for k = {k}")));
-        }
-        let [rows, groups] = self.dims(&scales, "[n, groups]")?;
-        let needed = format.group.count(k);
-        if (rows, groups) != (n, needed) {
-            return Err(shape_error(
-                &scales,
-                &[rows, groups],
-                format!("[{n}, {needed}] for k = {k}"),
-            ));
-        }
-        Ok(layout)
+        Ok(StoredLinear { weight, bias: Some(self.tensor(&bias)?.data), hadamard_size })
     }
 
     /// A float tensor whose values are all finite.
@@ -302,7 +253,7 @@ impl Reader {
         Err(Error::NotFinite { tensor: name.into(), row, col, value })
     }
 
-    fn dims<const D: usize>(&self, name: &str, needed: &str) -> Result<[usize; D]> {
+    pub(super) fn dims<const D: usize>(&self, name: &str, needed: &str) -> Result<[usize; D]> {
         let shape = &self.info(name)?.shape;
         shape.as_slice().try_into().map_err(|_| shape_error(name, shape, needed.into()))
     }
@@ -310,22 +261,6 @@ impl Reader {
     fn find(&self, name: &str) -> Result<(&Path, &File, &TensorInfo)> {
         let absent = || Error::TensorAbsent { dir: self.dir.clone(), tensor: name.into() };
         self.shards.find(name).ok_or_else(absent)
-    }
-}
-
-/// What the shapes of a quantized module's tensors say.
-pub(super) struct Layout {
-    pub(super) n: usize,
-    pub(super) k: usize,
-    pub(super) dim: usize,
-    pub(super) format: Format,
-    pub(super) table: TableKind,
-}
-
-impl Layout {
-    /// Bits of one stored code.
-    pub(super) fn code_bits(&self) -> u8 {
-        self.format.bits.get() * self.dim as u8
     }
 }
 
@@ -343,22 +278,7 @@ pub(super) fn float_dtype(name: &str, dtype: Dtype) -> Result<Float> {
     }
 }
 
-/// The table of stored `values`. They rule; the configuration's name for them is kept where it fits.
-fn named_or_custom(layout: &Layout, values: &[f32]) -> flute_cube::Result<Table> {
-    match Table::named(layout.table, layout.format.bits) {
-        Ok(named) if named.values() == values => Ok(named),
-        _ => Table::custom(layout.format.bits, values),
-    }
-}
-
-fn dtype_is(name: &str, found: Dtype, needed: Dtype, what: &'static str) -> Result<()> {
-    if found == needed {
-        return Ok(());
-    }
-    Err(Error::TensorDtype { tensor: name.into(), found: found.to_string(), needed: what })
-}
-
-fn shape_error(tensor: &str, found: &[usize], needed: String) -> Error {
+pub(super) fn shape_error(tensor: &str, found: &[usize], needed: String) -> Error {
     Error::TensorShape { tensor: tensor.into(), found: found.into(), needed }
 }
 

@@ -7,6 +7,7 @@
 //! (`safetensors::serialize_to_file` leaves 0600 and does not flush, so it is not used).
 
 use super::config::ModelConfig;
+use super::import::flute_legacy;
 use super::positioned::write_all_at;
 use crate::error::{Error, Result};
 use safetensors::Dtype;
@@ -266,6 +267,7 @@ fn check_target(target: &Path, overwrite: bool) -> Result<()> {
         // A home directory typed by mistake must not be replaced.
         Ok(meta) => match ModelConfig::read(target) {
             Ok((config, _)) if meta.is_dir() && config.quantization.is_some() => Ok(()),
+            Ok(_) if target.join(flute_legacy::CONFIG).is_file() => Ok(()),
             _ => Err(Error::TargetForeign { path: target.into() }),
         },
     }

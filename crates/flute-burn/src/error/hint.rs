@@ -36,6 +36,10 @@ impl Error {
             }
             Self::ScaleOverflow { .. } => "store scales in bf16 or f32 (--scale-dtype)",
             Self::AlreadyQuantized { .. } => "quantize the dense model it was made from",
+            Self::PackedShape { .. } => {
+                "its kernels serve no other shape; this program's format (--to flute) holds any"
+            }
+            Self::NotQuantized { .. } => "quantize it first: flute quantize <DIR> -o <DIR>",
             Self::NothingToQuantize { .. } => "shorten the skip list",
             Self::PatternUnmatched { .. } => {
                 "name modules or parts of them: down_proj, layers.0, model.layers.*.self_attn.*"

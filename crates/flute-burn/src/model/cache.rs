@@ -100,11 +100,11 @@ pub(super) struct KeysValues {
 }
 
 impl KeysValues {
-    /// Puts the keys and values of new tokens behind the `start` ones there are, and returns all of them. The buffers
-    /// are written in place, since nothing else holds them between two steps.
+    /// Puts the keys and values of new tokens behind the `start` ones there are, and returns those from `first` on. The
+    /// buffers are written in place, since nothing else holds them between two steps.
     pub(super) fn append(
         &mut self,
-        start: usize,
+        [start, first]: [usize; 2],
         keys: Tensor<4>,
         values: Tensor<4>,
     ) -> [Tensor<4>; 2] {
@@ -112,7 +112,7 @@ impl KeysValues {
         let put = |all: &mut Tensor<4>, new: Tensor<4>| {
             let at = [0..batch, 0..heads, start..start + tokens, 0..dim];
             all.inplace(|all| all.slice_assign(at, new));
-            all.clone().narrow(2, 0, start + tokens)
+            all.clone().narrow(2, first, start + tokens - first)
         };
         [put(&mut self.keys, keys), put(&mut self.values, values)]
     }

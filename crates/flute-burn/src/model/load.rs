@@ -1,9 +1,11 @@
 //! From files to parameters, one tensor after another: the host never holds more than one layer in f32.
 
-use crate::checkpoint::{Reader, StoredWeight};
+use super::norm::RmsNorm;
+use crate::checkpoint::{Architecture, ModelConfig, Reader, StoredWeight};
 use crate::device;
 use crate::error::{Error, Result};
-use crate::linear::{AnyLinear, FluteLinear};
+use crate::hadamard;
+use crate::linear::{AnyLinear, FluteLinear, Rotation};
 use burn::module::{Param, ParamId};
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
@@ -50,7 +52,7 @@ impl<'a> Loader<'a> {
         if bias && !self.reader.contains(&tensor) {
             return Err(Error::TensorAbsent { dir: self.reader.dir().into(), tensor });
         }
-        if self.reader.contains(&dense) {
+        if self.reader.contains(&dense) && !self.reader.is_quantized(name) {
             expect(&dense, &self.reader.info(&dense)?.shape, &shape)?;
         }
         let stored = self.reader.linear(name)?;
@@ -60,19 +62,23 @@ impl<'a> Loader<'a> {
                 AnyLinear::dense(data, shape, stored.bias, dtype, device)
             }
             StoredWeight::Quantized(weight) => {
-                expect(&format!("{name}.codes"), &[weight.n(), weight.k()], &shape)?;
+                let [n, k] = shape;
+                let block = stored.hadamard_size;
+                let needed = [n, block.map_or(k, |block| k.next_multiple_of(block))];
+                expect(&format!("{name}.codes"), &[weight.n(), weight.k()], &needed)?;
                 if self.options.dequantize {
-                    return AnyLinear::dense(
-                        weight.dequantize(),
-                        shape,
-                        stored.bias,
-                        dtype,
-                        device,
-                    );
+                    let mut dense = weight.dequantize();
+                    if let Some(block) = block {
+                        dense = hadamard::restored_rows(dense, k, block);
+                    }
+                    return AnyLinear::dense(dense, shape, stored.bias, dtype, device);
                 }
                 let bias = stored.bias.as_deref();
-                let linear = FluteLinear::from_quantized(&weight, bias, dtype, device);
-                linear.map(AnyLinear::Flute)
+                let linear = FluteLinear::from_quantized(&weight, bias, dtype, device)?;
+                Ok(AnyLinear::Flute(match block {
+                    Some(block) => linear.with_rotation(Rotation { block, in_features: k })?,
+                    None => linear,
+                }))
             }
         }
     }
@@ -82,9 +88,15 @@ impl<'a> Loader<'a> {
         self.tensor(name, shape, self.dtype)
     }
 
-    /// The vector `name`, in f32: norms are computed in it.
-    pub(super) fn vector(&self, name: &str, len: usize) -> Result<Param<Tensor<1>>> {
-        self.tensor(name, [len], DType::F32)
+    /// The norm `name` over `len` features, in f32: norms are computed in it.
+    pub(super) fn norm(&self, name: &str, len: usize, config: &ModelConfig) -> Result<RmsNorm> {
+        let gain = self.tensor(&format!("{name}.weight"), [len], DType::F32)?;
+        let gain = match config.architecture {
+            // Stored is how far the gain lies from 1.
+            Architecture::Gemma2 => gain.map(|weight| weight + 1.0),
+            _ => gain,
+        };
+        Ok(RmsNorm::new(gain, config.rms_norm_eps))
     }
 
     fn tensor<const D: usize>(

@@ -2,25 +2,28 @@
 //!
 //! A [`Model`] is read from a directory in Hugging Face layout, layer by layer, onto one device, and computes logits;
 //! the state of a sequence is a [`Cache`] and belongs to whoever generates. Weights and activations have one float
-//! type, the model's; norms, rotations, softmax and logits are f32 always. Served: LLaMA 1 to 3.2. Refused: other
-//! architectures (by name), tensors whose shapes contradict `config.json`, tokens outside the vocabulary, sequences
+//! type, the model's; norms, rotations, softmax and logits are f32 always. Served: the families of
+//! [`Architecture`](crate::checkpoint::Architecture), by one network. Refused: other architectures (by name, when the
+//! configuration is read), tensors whose shapes contradict `config.json`, tokens outside the vocabulary, sequences
 //! beyond the context.
 
 mod attention;
 mod cache;
-mod llama;
+mod decoder;
 mod load;
+mod mlp;
 mod norm;
 mod rope;
+mod step;
 
 pub use cache::Cache;
 pub use load::LoadOptions;
 
-use crate::checkpoint::{Architecture, GenerationConfig, ModelConfig, Reader};
+use crate::checkpoint::{GenerationConfig, ModelConfig, Reader};
 use crate::error::{Error, Result};
 use crate::linear::AnyLinear;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
-use llama::Llama;
+use decoder::Decoder;
 use load::Loader;
 use std::path::Path;
 
@@ -29,15 +32,10 @@ use std::path::Path;
 pub struct Model {
     config: ModelConfig,
     generation: GenerationConfig,
-    network: Network,
+    /// Boxed: a model is moved around as one pointer.
+    network: Box<Decoder>,
     device: Device,
     dtype: DType,
-}
-
-/// One variant a family. Boxed: a model is moved around as one pointer.
-#[derive(Clone, Debug)]
-enum Network {
-    Llama(Box<Llama>),
 }
 
 /// What the linear layers of a model hold.
@@ -57,8 +55,7 @@ impl Model {
     /// Reads the model in `dir`.
     ///
     /// # Errors
-    /// What [`Reader::open`] refuses; [`Error::Unsupported`] for architectures without a model here and types that the
-    /// device does not compute in; [`Error::TensorAbsent`], [`Error::TensorShape`].
+    /// What [`Reader::open`] refuses; [`Error::Unsupported`] for types that the device does not compute in; [`Error::TensorAbsent`], [`Error::TensorShape`].
     pub fn load(dir: &Path, options: &LoadOptions) -> Result<Self> {
         Self::load_with(dir, options, &mut |_, _| {})
     }
@@ -77,16 +74,7 @@ impl Model {
         let loader = Loader::new(&reader, options)?;
         let total = config.num_hidden_layers;
         let mut progress = |done| progress(done, total);
-        let network = match &config.architecture {
-            Architecture::Llama => {
-                Network::Llama(Box::new(Llama::load(&loader, &config, &mut progress)?))
-            }
-            other => {
-                let reason = "its configuration is read, no network runs it; LlamaForCausalLM runs";
-                let (what, reason) = (other.name().into(), reason.into());
-                return Err(Error::Unsupported { what, reason });
-            }
-        };
+        let network = Box::new(Decoder::load(&loader, &config, &mut progress)?);
         let (device, dtype) = (options.device.clone(), loader.dtype());
         Ok(Self { config, generation, network, device, dtype })
     }
@@ -148,16 +136,12 @@ impl Model {
     /// Hidden states `[batch, tokens, hidden]` behind the last norm.
     pub(crate) fn hidden(&self, tokens: Tensor<2, Int>, cache: &mut Cache) -> Result<Tensor<3>> {
         cache.admit(tokens.dims())?;
-        Ok(match &self.network {
-            Network::Llama(llama) => llama.hidden(tokens, cache),
-        })
+        Ok(self.network.hidden(tokens, cache))
     }
 
     /// Logits `[.., vocab]` of hidden states, f32.
     pub(crate) fn logits(&self, hidden: Tensor<3>) -> Tensor<3> {
-        match &self.network {
-            Network::Llama(llama) => llama.logits(hidden),
-        }
+        self.network.logits(hidden)
     }
 
     /// What the model is.
@@ -200,9 +184,8 @@ impl Model {
 
     /// Its linear layers in numbers.
     pub fn weights(&self) -> WeightSummary {
-        let Network::Llama(llama) = &self.network;
         let mut sum = WeightSummary::default();
-        for linear in llama.linears() {
+        for linear in self.network.linears() {
             sum.linears += 1;
             sum.quantized += usize::from(matches!(linear, AnyLinear::Flute(_)));
             sum.weights += linear.shape().iter().product::<usize>();
@@ -214,8 +197,6 @@ impl Model {
 
 impl std::fmt::Display for Model {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match &self.network {
-            Network::Llama(llama) => llama.fmt(f),
-        }
+        self.network.fmt(f)
     }
 }

@@ -4,6 +4,12 @@
 //! that are not finite, naming the tensor and the place, since one NaN would turn into plausible codes.
 
 mod absmax;
+pub mod grid;
+mod higgs;
+mod lloyd;
+mod planes;
+
+pub use higgs::Higgs;
 
 use crate::error::{Error, Result};
 use flute_cube::{Format, Group, Quantized, QuantizedParts, Table};
@@ -20,6 +26,9 @@ pub enum Method {
         /// Weights that share a scale.
         group: Group,
     },
+    /// Rotated blocks, norm scales and a grid for the normal distribution. What it makes is the *rotated* weight, with
+    /// k padded to whole blocks: a layer rotates its activations too.
+    Higgs(Higgs),
 }
 
 impl Method {
@@ -27,6 +36,7 @@ impl Method {
     pub fn table(&self) -> &Table {
         match self {
             Self::Absmax { table, .. } => table,
+            Self::Higgs(higgs) => higgs.table(),
         }
     }
 
@@ -34,19 +44,34 @@ impl Method {
     pub fn format(&self) -> Format {
         match self {
             Self::Absmax { table, group } => Format { bits: table.bits(), group: *group },
+            Self::Higgs(higgs) => Format { bits: higgs.table().bits(), group: higgs.group() },
         }
+    }
+
+    /// Weights that are rotated together, if it rotates.
+    pub fn hadamard_size(&self) -> Option<usize> {
+        match self {
+            Self::Absmax { .. } => None,
+            Self::Higgs(higgs) => Some(higgs.hadamard_size()),
+        }
+    }
+
+    /// The k of what it makes of a weight of `k` columns: whole blocks where it rotates.
+    pub fn stored_k(&self, k: usize) -> usize {
+        self.hadamard_size().map_or(k, |block| k.next_multiple_of(block))
     }
 
     /// The name in messages and model cards.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Absmax { .. } => "absmax",
+            Self::Higgs(_) => "higgs",
         }
     }
 }
 
 /// Quantizes `weight` `[n, k]`, row-major, rows being output features; `name` is for messages. Scales are not yet
-/// rounded to the type they will be stored in. Parallel over rows.
+/// rounded to the type they will be stored in. The result has [`Method::stored_k`] columns. Parallel over rows.
 ///
 /// # Errors
 /// [`Error::WeightLength`], [`Error::NotFinite`] naming the first such weight, [`Error::TableDimension`], and
@@ -75,17 +100,19 @@ pub fn quantize(
         return Err(Error::WeightLength { tensor, n, k, found: weight.len(), needed });
     }
     let format = method.format();
+    let not_finite = |(row, col): (usize, usize)| {
+        let (tensor, value) = (name.into(), weight[row * k + col]);
+        Error::NotFinite { tensor, row, col, value }
+    };
     let (codes, scales) = match method {
         Method::Absmax { table, group } => {
             if table.dim() != 1 {
                 return Err(Error::TableDimension { found: table.kind(), dim: table.dim() });
             }
-            absmax::quantize(weight, k, *group, table).map_err(|(row, col)| {
-                let (tensor, value) = (name.into(), weight[row * k + col]);
-                Error::NotFinite { tensor, row, col, value }
-            })?
+            absmax::quantize(weight, k, *group, table).map_err(not_finite)?
         }
+        Method::Higgs(higgs) => higgs.quantize(weight, k).map_err(not_finite)?,
     };
-    let table = method.table().clone();
+    let (table, k) = (method.table().clone(), method.stored_k(k));
     Ok(Quantized::new(QuantizedParts { n, k, format, codes, scales, table })?)
 }

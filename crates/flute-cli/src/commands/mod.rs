@@ -2,9 +2,11 @@
 
 mod chat;
 mod completions;
+mod convert;
 mod doctor;
 mod eval;
 mod generate;
+mod grid;
 mod inspect;
 mod quantize;
 
@@ -14,6 +16,8 @@ use crate::args::{Command, Flute};
 pub(crate) fn run(flute: &Flute) -> anyhow::Result<()> {
     match &flute.command {
         Command::Quantize(args) => quantize::run(args, flute.quiet),
+        Command::Grid(args) => grid::run(args),
+        Command::Convert(args) => convert::run(args, flute.quiet),
         Command::Inspect(args) => inspect::run(args),
         Command::Generate(args) => generate::run(args, flute.quiet),
         Command::Chat(args) => chat::run(args, flute.quiet),

@@ -1,5 +1,7 @@
 //! The `flute` command as its users meet it: what it does, and what it prints where.
 
+mod convert;
+mod higgs;
 mod readme;
 mod refusals;
 
