@@ -67,7 +67,7 @@ pub(in crate::kernel) fn load_pair<F: Float>(source: &[Vector<F, Const<2>>], at:
 /// two lanes ever meet in a bank.
 ///
 /// `dp4a` against one byte of 128 takes the byte, scales it and adds the base in one instruction, where `prmt` and
-/// `mad` are two: the eight fragments of a block went from about 140 to 78 instructions (SASS, sm_90a).
+/// `mad` are two: the eight fragments of a block went from about 140 to 78 instructions (SASS of a Hopper GPU).
 #[cube]
 pub(in crate::kernel) fn lookup(indices: u32, table: u32, #[comptime] slot: u32) -> u32 {
     let pair: u32;
