@@ -5,6 +5,7 @@
 
 use crate::{Error, Result};
 use core::fmt;
+use cubecl::ir::{ElemType, FloatKind};
 use serde::{Deserialize, Serialize};
 
 /// Bits of one scalar code.
@@ -170,6 +171,15 @@ impl Dtype {
             Self::F32 => 4,
             Self::F16 | Self::BF16 => 2,
         }
+    }
+
+    /// The type as kernels name it.
+    pub(crate) fn elem(self) -> ElemType {
+        ElemType::Float(match self {
+            Self::F32 => FloatKind::F32,
+            Self::F16 => FloatKind::F16,
+            Self::BF16 => FloatKind::BF16,
+        })
     }
 
     /// `value` rounded to this type.

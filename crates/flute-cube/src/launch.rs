@@ -4,7 +4,7 @@
 //! launch of every kernel is followed by a check of its result buffer (no wait for the device); later launches of the
 //! same kernel are not, and cost nothing more.
 
-use crate::{Dtype, Error, Format, Limits, PackedWeight, Plan, Problem, Result, kernel};
+use crate::{Dtype, Error, Format, Limits, PackedWeight, Plan, Problem, Result, kernel, pack};
 use cubecl::{prelude::Client, server::Handle};
 use std::{
     collections::{HashMap, HashSet},
@@ -136,13 +136,7 @@ pub fn decode(
         });
     }
     kernel::decode::launch(client, &problem, &operands, dense);
-    if client.is_capturing() {
-        return Ok(());
-    }
-    client.check([dense]).map_err(|e| Error::Device {
-        during: "compiled or launched the decoder",
-        reason: e.to_string(),
-    })
+    accepted(client, &problem, None, dense)
 }
 
 fn run(client: &Client, problem: &Problem, plan: &Plan, operands: Operands) -> Result<()> {
@@ -154,23 +148,25 @@ fn run(client: &Client, problem: &Problem, plan: &Plan, operands: Operands) -> R
         Plan::Portable(plan) => kernel::portable::launch(client, problem, plan, &operands),
         Plan::Mma(plan) => kernel::mma::launch(client, problem, plan, &operands),
     }
-    accepted(client, problem, plan, &operands.y)
+    accepted(client, problem, Some(*plan), &operands.y)
 }
 
-/// Whether the runtime took the launch that should write `y`, asked once for each kernel.
-fn accepted(client: &Client, problem: &Problem, plan: &Plan, y: &Handle) -> Result<()> {
+/// Whether the runtime took the launch that should write `result`, asked once for each kernel. Without a plan it is
+/// the decoder.
+fn accepted(client: &Client, problem: &Problem, plan: Option<Plan>, result: &Handle) -> Result<()> {
     /// What kernels are compiled for; of the shape only what chooses the width of loads.
-    type Kernel = (DeviceKey, Plan, Format, Dtype, bool, bool);
+    type Kernel = (DeviceKey, Option<Plan>, Format, Dtype, bool, [bool; 2]);
     static TAKEN: LazyLock<Mutex<HashSet<Kernel>>> = LazyLock::new(Mutex::default);
     if client.is_capturing() {
         return Ok(());
     }
     let Problem { k, format, dtype, bias, .. } = *problem;
-    let kernel = (device_key(client), *plan, format, dtype, bias, k.is_multiple_of(2));
+    let widths = [2, pack::BLOCK_K].map(|width| k.is_multiple_of(width));
+    let kernel = (device_key(client), plan, format, dtype, bias, widths);
     if TAKEN.lock().unwrap_or_else(PoisonError::into_inner).contains(&kernel) {
         return Ok(());
     }
-    client.check([y]).map_err(|e| Error::Device {
+    client.check([result]).map_err(|e| Error::Device {
         during: "compiled or launched the kernel",
         reason: e.to_string(),
     })?;

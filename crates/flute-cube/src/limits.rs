@@ -2,11 +2,7 @@
 //! tested on any other.
 
 use crate::{Dtype, Error, Result};
-use cubecl::{
-    features::TypeUsage,
-    ir::{ElemType, FloatKind},
-    prelude::Client,
-};
+use cubecl::{features::TypeUsage, prelude::Client};
 
 /// The limits of one device.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -35,12 +31,7 @@ impl Limits {
         let properties = client.properties();
         let (hardware, features) = (&properties.hardware, &properties.features);
         let served = |dtype: &Dtype| {
-            let kind = match dtype {
-                Dtype::F32 => FloatKind::F32,
-                Dtype::F16 => FloatKind::F16,
-                Dtype::BF16 => FloatKind::BF16,
-            };
-            let usage = features.types.elem.get(&ElemType::Float(kind));
+            let usage = features.types.elem.get(&dtype.elem());
             usage
                 .is_some_and(|u| u.contains(TypeUsage::Buffer) && u.contains(TypeUsage::Conversion))
         };

@@ -6,16 +6,12 @@
 //!
 //! A plane decodes a block of 16 rows by 128 of k at a time. m plays no part; n and k are run-time values.
 
-use super::portable::{Form, Words, load_head, load_tail, look_up};
+use super::portable::{Form, Words, group_of, load_head, load_tail, look_up};
 use crate::{
-    Dtype, Operands, PackedWeight, Problem,
+    Operands, PackedWeight, Problem,
     pack::{BLOCK_K, BLOCK_ROWS, padded_groups},
 };
-use cubecl::{
-    ir::{ElemType, FloatKind},
-    prelude::*,
-    server::Handle,
-};
+use cubecl::{ir::ElemType, prelude::*, server::Handle};
 
 /// Planes of a cube.
 const PLANES: usize = 8;
@@ -38,11 +34,6 @@ pub(crate) fn launch(client: &Client, problem: &Problem, operands: &Operands, de
     let blocks = n.div_ceil(BLOCK_ROWS) * k.div_ceil(BLOCK_K);
     let cubes = blocks.div_ceil(planes).min(MAX_CUBES).min(hardware.max_cube_count.0 as usize);
     let width = if form.whole { 2 } else { 1 };
-    let elem = ElemType::Float(match dtype {
-        Dtype::F32 => FloatKind::F32,
-        Dtype::F16 => FloatKind::F16,
-        Dtype::BF16 => FloatKind::BF16,
-    });
     let group_blocks = format.group.len(k.next_multiple_of(BLOCK_K)) / BLOCK_K;
     // SAFETY: words, scales and pairs were measured against the problem and so was `dense`; blocks beyond the last
     // are not read, and rows beyond n and columns beyond k are not written.
@@ -67,7 +58,7 @@ pub(crate) fn launch(client: &Client, problem: &Problem, operands: &Operands, de
             padded_groups(k, format),
             group_blocks.max(1),
             form,
-            elem,
+            dtype.elem(),
         );
     }
 }
@@ -106,11 +97,7 @@ fn decode<F: Float, W: Size>(
         let tail = load_tail(words, block, unit, form);
         #[unroll]
         for part in 0..comptime!(128 / form.fold) {
-            let group = if comptime!(form.fold == 128) {
-                tile * groups + kb / group_blocks
-            } else {
-                tile * groups + kb * comptime!(128 / form.fold) + part
-            };
+            let group = tile * groups + group_of(kb, group_blocks, part, form);
             let scale = Vector::<f32, Const<2>>::cast_from(scales[group * 8 + g]);
             #[unroll]
             for f in comptime!(part * form.fold / 16)..comptime!((part + 1) * form.fold / 16) {

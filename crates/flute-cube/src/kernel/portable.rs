@@ -13,13 +13,10 @@
 //! (every 32, 64 or 128 of k) and whether k is whole blocks: if so, x is read in pairs and never compared with k.
 
 use crate::{
-    Dtype, Operands, PackedWeight, PortablePlan, Problem,
+    Operands, PackedWeight, PortablePlan, Problem,
     pack::{BLOCK_K, BLOCK_ROWS, padded_groups},
 };
-use cubecl::{
-    ir::{ElemType, FloatKind},
-    prelude::*,
-};
+use cubecl::{ir::ElemType, prelude::*};
 
 pub(super) type Words = Vector<u32, Const<4>>;
 type Pair = Vector<f32, Const<2>>;
@@ -89,11 +86,6 @@ pub(crate) fn launch(client: &Client, problem: &Problem, plan: &PortablePlan, op
         format.group.len(k.next_multiple_of(BLOCK_K)) / BLOCK_K,
         u32::from(bias),
     );
-    let elem = ElemType::Float(match dtype {
-        Dtype::F32 => FloatKind::F32,
-        Dtype::F16 => FloatKind::F16,
-        Dtype::BF16 => FloatKind::BF16,
-    });
     let words = PackedWeight::words_len(n, k, format) / 4;
     let scales = PackedWeight::scales_len(n, k, format) / 2;
     // Never read without a bias, but a binding wants a buffer.
@@ -118,7 +110,7 @@ pub(crate) fn launch(client: &Client, problem: &Problem, plan: &PortablePlan, op
             arg(&operands.y, m * n),
             shape,
             form,
-            elem,
+            dtype.elem(),
         );
     }
 }
@@ -191,7 +183,8 @@ fn qgemm<F: Float, N: Size>(
             let mut factors = Array::<Pair>::new(parts);
             #[unroll]
             for part in 0..parts {
-                let group = row_tile * shape.groups + group_of(block, part, &shape, form);
+                let group =
+                    row_tile * shape.groups + group_of(block, shape.group_blocks, part, form);
                 factors[part] = Pair::cast_from(scales[group * 8 + g]);
             }
             #[unroll]
@@ -358,9 +351,14 @@ fn mad(a: Pair, b: Pair, sum: f32) -> f32 {
 
 /// The group of the columns that `part` of `block` sums.
 #[cube]
-fn group_of(block: usize, #[comptime] part: usize, shape: &Shape, #[comptime] form: Form) -> usize {
+pub(super) fn group_of(
+    block: usize,
+    group_blocks: usize,
+    #[comptime] part: usize,
+    #[comptime] form: Form,
+) -> usize {
     if comptime!(form.fold == 128) {
-        block / shape.group_blocks
+        block / group_blocks
     } else {
         block * comptime!(128 / form.fold) + part
     }
