@@ -20,7 +20,7 @@ fn main() -> Result<()> {
     let (model, tokenizer) = (Model::load(dir, &LoadOptions::new(device))?, Tokenizer::open(dir)?);
 
     let sampling = Sampling { temperature: 0.7, top_p: Some(0.9), seed: 1, ..Default::default() };
-    let options = GenerateOptions { max_new_tokens: 128, sampling, stop: None };
+    let options = GenerateOptions { max_new_tokens: 128, sampling, ..Default::default() };
     let prompt_ids = tokenizer.encode(prompt, true)?;
     let mut generation = generate::generate(&model, &prompt_ids, &options)?;
     let mut text = tokenizer.stream();

@@ -2,10 +2,12 @@
 
 use anyhow::{Context, Result, ensure};
 use burn::tensor::{DType, Device};
+use flute_burn::checkpoint::Reader;
 use flute_burn::error::Error;
 use flute_burn::generate::{Finish, GenerateOptions, generate};
 use flute_burn::model::{LoadOptions, Model};
 use flute_burn::{sample::Sampling, text::Tokenizer};
+use safetensors::{Dtype, tensor::TensorView};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
@@ -91,15 +93,20 @@ fn sequences_of_a_batch_do_not_see_each_other() -> Result<()> {
 }
 
 #[test]
-fn a_prompt_longer_than_one_prefill_chunk_is_continued_alike() -> Result<()> {
+fn a_prompt_is_continued_alike_whatever_is_computed_at_once() -> Result<()> {
     let text = std::fs::read_to_string(fixture().join("eval.txt"))?;
     let ids = Tokenizer::open(fixture())?.encode(&text, true)?[..700].to_vec();
     let mut cache = MODEL.new_cache(1, ids.len())?;
     let logits = MODEL.forward_last(MODEL.tokens(&ids, 1)?, &mut cache)?;
     let logits = logits.try_into_vec_as::<f32>()?;
     let best = (0..logits.len()).max_by(|a, b| logits[*a].total_cmp(&logits[*b]));
-    let (tokens, _) = run(&ids, &greedy(1))?;
-    assert_eq!(tokens, [best.context("a best token")? as u32]);
+    for prefill in [None, Some(1), Some(350), Some(512), Some(699), Some(700)] {
+        // Token by token, seven hundred steps are too many.
+        let from = if prefill == Some(1) { 690 } else { 0 };
+        let (tokens, _) = run(&ids[from..], &GenerateOptions { prefill, ..greedy(1) })?;
+        ensure!(from > 0 || tokens == [best.context("a best token")? as u32], "{prefill:?}");
+        ensure!(tokens == run(&ids[from..], &greedy(1))?.0, "{prefill:?}");
+    }
     Ok(())
 }
 
@@ -159,6 +166,8 @@ fn a_token_outside_the_vocabulary_is_refused_by_number() {
 fn no_tokens_to_generate_and_impossible_sampling_are_refused_by_name() {
     let error = refused(&[0], &greedy(0)).to_string();
     assert!(error.contains("new tokens"), "{error}");
+    let error = refused(&[0], &GenerateOptions { prefill: Some(0), ..greedy(1) }).to_string();
+    assert!(error.contains("at once is 0"), "{error}");
     let sampling = Sampling { top_p: Some(2.0), temperature: 1.0, ..Sampling::default() };
     let error = refused(&[0], &GenerateOptions { sampling, ..greedy(1) }).to_string();
     assert!(error.contains("top-p is 2"), "{error}");
@@ -175,5 +184,77 @@ fn a_step_that_the_cache_was_not_made_for_is_refused_and_leaves_it_alone() -> Re
     assert_eq!(cache.len(), 3);
     assert!(MODEL.new_cache(1, MODEL.context() + 1).is_err());
     assert!(MODEL.new_cache(0, 4).is_err());
+    Ok(())
+}
+
+/// The fixture with another head, on `device`; `change` sees each row and its id.
+fn with_head(device: Device, change: impl Fn(usize, &mut [f32])) -> Result<Model> {
+    let (source, dir) = (Reader::open(fixture())?, tempfile::tempdir()?);
+    let tensors: Vec<_> = source
+        .tensor_names()
+        .map(|name| {
+            let mut tensor = source.tensor(name)?;
+            if name == "lm_head.weight" {
+                let rows = tensor.data.chunks_mut(tensor.shape[1]);
+                rows.enumerate().for_each(|(id, row)| change(id, row));
+            }
+            Ok((name, tensor))
+        })
+        .collect::<Result<_>>()?;
+    let views = tensors.iter().map(|(name, tensor)| {
+        let bytes = bytemuck::cast_slice(&tensor.data);
+        Ok((*name, TensorView::new(Dtype::F32, tensor.shape.clone(), bytes)?))
+    });
+    let bytes = safetensors::serialize(views.collect::<Result<Vec<_>>>()?, None)?;
+    std::fs::write(dir.path().join("model.safetensors"), bytes)?;
+    std::fs::copy(fixture().join("config.json"), dir.path().join("config.json"))?;
+    let options = LoadOptions { dtype: Some(DType::F32), ..LoadOptions::new(device) };
+    Ok(Model::load(dir.path(), &options)?)
+}
+
+/// The CPU, and a device with kernels where there is one.
+fn devices() -> impl Iterator<Item = Device> {
+    let kernels = std::env::var("FLUTE_DEVICE").unwrap_or("wgpu:cpu".into());
+    [Some(Device::flex()), flute_burn::device::parse(&kernels).ok()].into_iter().flatten()
+}
+
+#[test]
+fn among_equal_logits_the_lowest_id_is_taken_on_every_device() -> Result<()> {
+    for device in devices() {
+        let mut seen = [0, 0];
+        for sign in [1.0, -1.0] {
+            // The first 17 logits are 0, all others are equal: which is larger, the sign decides.
+            let model = with_head(device.clone(), |id, row| {
+                let row = row.iter_mut().enumerate();
+                row.for_each(|(i, w)| *w = if id < 17 { 0.0 } else { sign * (i % 7) as f32 });
+            })?;
+            for first in (0..2048).step_by(197) {
+                let mut cache = model.new_cache(1, 2)?;
+                let chosen = model.likeliest(model.tokens(&[first, 300], 1)?, &mut cache)?;
+                let ids = chosen.ids()?;
+                let at = [0, 17].iter().position(|id| ids == [*id]);
+                seen[at.with_context(|| format!("{ids:?}"))?] += 1;
+                let tokens = chosen.tokens.try_into_vec_as::<i32>()?;
+                assert_eq!(tokens, [ids[0] as i32], "what stays on the device is what was read");
+            }
+        }
+        assert_eq!(seen, [11, 11], "each sign has its own");
+    }
+    Ok(())
+}
+
+#[test]
+fn logits_that_are_not_numbers_end_a_greedy_text_with_an_error() -> Result<()> {
+    for device in devices() {
+        let model = with_head(device, |id, row| {
+            if id == 1234 {
+                row[3] = f32::NAN;
+            }
+        })?;
+        let mut generation = generate(&model, &[5, 6], &greedy(3))?;
+        let error = generation.next().context("an item")?.unwrap_err();
+        assert!(matches!(error, Error::NotFinite { col: 1234, .. }), "{error}");
+        assert!(generation.next().is_none());
+    }
     Ok(())
 }

@@ -1,6 +1,8 @@
 //! The two orders of codes and the tables they name, each against a definition written anew.
 
-use flute_cube::{Bits, Format, Group, PackedWeight, Quantized, QuantizedParts, Table, pack};
+use flute_cube::{
+    Bits, Error, Format, Group, PackedWeight, Quantized, QuantizedParts, Table, pack,
+};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
 const SEED: u64 = 0xf107e;
@@ -270,5 +272,97 @@ fn the_nearest_code_is_the_nearest_value_and_a_tie_takes_the_lower() {
                 );
             }
         }
+    }
+}
+
+#[test]
+fn canonical_rows_pack_to_what_their_codes_do() {
+    let mut rng = StdRng::seed_from_u64(SEED ^ 1);
+    for bits in Bits::ALL {
+        for pairs in [false, true] {
+            for _ in 0..12 {
+                let weight = random_weight(&mut rng, bits, Group::Size(64), pairs);
+                let (n, k, format) = (weight.n(), weight.k(), weight.format());
+                let (scales, table) = (weight.scales(), weight.table());
+                let width = k.div_ceil(table.dim());
+                let codes =
+                    pack::to_canonical(weight.codes(), width, bits.get() * table.dim() as u8);
+                let canonical = pack::Canonical { n, k, format, codes: &codes, scales, table };
+                let packed = PackedWeight::from_canonical(&canonical).expect("sound");
+                assert!(packed == PackedWeight::pack(&weight), "{n}x{k} {format}, pairs: {pairs}");
+            }
+        }
+    }
+}
+
+#[test]
+fn canonical_rows_are_refused_as_their_codes_are() {
+    let format = Format::new(3, 32).expect("served");
+    let table = Table::int(Bits::Three);
+    // Three codes of 3 bits: nine bits, and seven of padding.
+    let sound = [0b1101_0001, 0b0000_0001, 0, 0];
+    let refused = |codes: &[u8], scales: &[f32], table: &Table, n| {
+        let canonical = pack::Canonical { n, k: 3, format, codes, scales, table };
+        PackedWeight::from_canonical(&canonical).map(|packed| packed.n)
+    };
+    assert_eq!(refused(&sound, &[1.0, 2.0], &table, 2), Ok(2));
+    let error = |result: Result<usize, Error>| result.expect_err("it is broken");
+    let dirty = error(refused(&[0, 0, 0, 0b10], &[1.0, 2.0], &table, 2));
+    assert_eq!(dirty, Error::DirtyPadding { row: 1 });
+    assert!(matches!(
+        error(refused(&sound[1..], &[1.0, 2.0], &table, 2)),
+        Error::WrongLength { found: 3, expected: 4, .. }
+    ));
+    assert!(matches!(
+        error(refused(&sound, &[1.0], &table, 2)),
+        Error::WrongLength { found: 1, expected: 2, .. }
+    ));
+    assert!(matches!(
+        error(refused(&sound, &[1.0, f32::INFINITY], &table, 2)),
+        Error::NotFinite { index: 1, .. }
+    ));
+    let four = Table::int(Bits::Four);
+    assert!(matches!(error(refused(&sound, &[1.0, 2.0], &four, 2)), Error::BitsMismatch { .. }));
+    assert!(matches!(
+        error(refused(&[], &[], &table, 0)),
+        Error::OutOfRange { what: "n", found: 0, .. }
+    ));
+}
+
+#[test]
+fn weights_one_below_the_other_pack_to_the_packed_ones_in_a_row() {
+    let mut rng = StdRng::seed_from_u64(SEED ^ 2);
+    let weight = |rng: &mut StdRng, n: usize, format: Format| {
+        let codes = (0..n * 200).map(|_| rng.random_range(0..format.bits.codes()) as u8).collect();
+        let scales = (0..n * format.group.count(200)).map(|_| rng.random_range(0.5..1.5)).collect();
+        let table = Table::nf(format.bits);
+        Quantized::new(QuantizedParts { n, k: 200, format, codes, scales, table }).expect("valid")
+    };
+    for bits in Bits::ALL {
+        let format = Format { bits, group: Group::Size(64) };
+        let parts = [32, 16, 21].map(|n| weight(&mut rng, n, format));
+        let all = QuantizedParts {
+            n: 69,
+            k: 200,
+            format,
+            codes: parts.iter().flat_map(|part| part.codes()).copied().collect(),
+            scales: parts.iter().flat_map(|part| part.scales()).copied().collect(),
+            table: Table::nf(bits),
+        };
+        let expected = PackedWeight::pack(&Quantized::new(all).expect("valid"));
+        let packed = parts.each_ref().map(PackedWeight::pack).to_vec();
+        assert!(PackedWeight::stack(packed.clone()) == Ok(expected), "{bits} bits");
+
+        let apart =
+            |weights: Vec<PackedWeight>| PackedWeight::stack(weights.clone()) == Err(weights);
+        let mut reversed = packed.clone();
+        reversed.reverse();
+        assert!(apart(reversed), "21 rows end within a block");
+        let mut other = packed.clone();
+        other[1].pairs[3][0] += 0.5;
+        assert!(apart(other), "another table");
+        let mut other = packed;
+        other[1] = PackedWeight::pack(&weight(&mut rng, 16, Format { bits, group: Group::Whole }));
+        assert!(apart(other) && apart(vec![]), "another group");
     }
 }

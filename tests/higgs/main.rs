@@ -1,9 +1,12 @@
 //! HIGGS: grids, the quantizer, the rotation of activations, and models of it.
 
+mod budget;
 mod imports;
 mod models;
 #[path = "../model/oracle.rs"]
 mod oracle;
+mod rotation;
+mod writer;
 
 use anyhow::{Context, Result, ensure};
 use burn::module::Module;

@@ -12,12 +12,20 @@
 //! `FLUTE_SHARD=2/4` runs the second quarter of `full` or `every`, and `FLUTE_CASE` the cases whose name contains its
 //! value.
 
+mod attend;
 mod case;
 mod decode;
 mod device;
+mod gate;
+mod hadamard;
 mod matrix;
+mod norm;
 mod oracle;
 mod plans;
 mod refusals;
+mod repeats;
+mod rotate;
+mod rows;
 mod run;
 mod selection;
+mod tuning;

@@ -216,6 +216,14 @@ pub enum Error {
     #[error("token {token} is outside the model's vocabulary of {vocab}")]
     TokenOutOfRange { token: u32, vocab: usize },
 
+    // Learning.
+    /// A state of learning that does not go on here.
+    #[error("{path} is no state of this run: {reason}")]
+    LearnState { path: PathBuf, reason: String },
+    /// A loss that no step can follow.
+    #[error("the loss of step {step} is {value}")]
+    LossNotFinite { step: usize, value: f32 },
+
     // Running.
     /// A device name that means nothing.
     #[error("device '{found}' is unknown; known are {known}")]

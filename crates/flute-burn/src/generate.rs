@@ -1,5 +1,8 @@
 //! Token after token: one prefill of the prompt, then one step a token, as an iterator that computes when asked.
 //!
+//! Greedy tokens are chosen on the device and stay there for the next step; the host reads them alone. Where tokens are
+//! drawn, it reads the logits.
+//!
 //! Everything is checked before the first computation: an empty prompt, a prompt that leaves no room in the context,
 //! tokens outside the vocabulary and sampling options outside their ranges are refused by [`generate`] itself.
 
@@ -7,10 +10,11 @@ use crate::device;
 use crate::error::{Error, Result};
 use crate::model::{Cache, Model};
 use crate::sample::{Sampler, Sampling};
+use burn::tensor::{Int, Tensor};
 
-/// Tokens of a prompt that are computed at once. Attention scores take `chunk · context` floats a head, so that an
-/// unbounded prefill of a long prompt would need more memory than the model.
-const PREFILL: usize = 512;
+/// Attention scores of one layer that a step of the prefill may hold: 256 MB of them. They are `chunk · length` a head,
+/// so that an unbounded prefill of a long prompt would need more memory than the model.
+const SCORES: usize = 1 << 26;
 
 /// What to generate.
 #[derive(Clone, Debug, PartialEq)]
@@ -21,12 +25,20 @@ pub struct GenerateOptions {
     pub sampling: Sampling,
     /// Tokens that end the sequence; [`Model::stop_ids`] if none are given.
     pub stop: Option<Vec<u32>>,
+    /// Tokens of the prompt that are computed at once; [`prefill_chunk`] if it is not given.
+    pub prefill: Option<usize>,
 }
 
 impl Default for GenerateOptions {
     fn default() -> Self {
-        Self { max_new_tokens: 256, sampling: Sampling::default(), stop: None }
+        Self { max_new_tokens: 256, sampling: Sampling::default(), stop: None, prefill: None }
     }
+}
+
+/// Tokens of a prompt that `model` computes at once in a sequence of `length`: as many as keep attention's memory within
+/// bounds, from 64 to 2048.
+pub fn prefill_chunk(model: &Model, length: usize) -> usize {
+    (SCORES / (model.config().num_attention_heads * length.max(1))).clamp(64, 2048)
 }
 
 /// A generated token.
@@ -54,11 +66,30 @@ pub struct Generation<'m> {
     cache: Cache,
     sampler: Sampler,
     stop: Vec<u32>,
-    /// Tokens not yet computed: the prompt at first, then the last token drawn.
-    pending: Vec<u32>,
+    pending: Pending,
+    /// Tokens of the prompt that are computed at once.
+    chunk: usize,
     left: usize,
     finish: Option<Finish>,
     failed: bool,
+}
+
+/// Tokens not yet computed: the prompt at first, then the last token drawn.
+#[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "a generation has one")]
+enum Pending {
+    Ids(Vec<u32>),
+    /// One token, already on the device: `[1, 1]`.
+    Chosen(Tensor<2, Int>),
+}
+
+impl Pending {
+    fn len(&self) -> usize {
+        match self {
+            Self::Ids(ids) => ids.len(),
+            Self::Chosen(_) => 1,
+        }
+    }
 }
 
 /// Continues `prompt`.
@@ -81,9 +112,14 @@ pub fn generate<'m>(
     if let Some(token) = prompt.iter().copied().find(|id| *id as usize >= vocab) {
         return Err(Error::TokenOutOfRange { token, vocab });
     }
-    if options.max_new_tokens == 0 {
-        let (name, needed) = ("the number of new tokens", "1 or more".into());
-        return Err(Error::InvalidOption { name, found: "0".into(), needed });
+    for (name, found) in [
+        ("the number of new tokens", Some(options.max_new_tokens)),
+        ("the number of tokens of a prompt that are computed at once", options.prefill),
+    ] {
+        if found == Some(0) {
+            let needed = "1 or more".into();
+            return Err(Error::InvalidOption { name, found: "0".into(), needed });
+        }
     }
     let sampler = Sampler::new(&options.sampling)?;
     // The last token drawn is never computed, so it needs no place.
@@ -93,7 +129,8 @@ pub fn generate<'m>(
         cache: model.new_cache(1, capacity)?,
         sampler,
         stop: options.stop.clone().unwrap_or_else(|| model.stop_ids().to_vec()),
-        pending: prompt.to_vec(),
+        pending: Pending::Ids(prompt.to_vec()),
+        chunk: options.prefill.unwrap_or_else(|| prefill_chunk(model, capacity)),
         left: options.max_new_tokens,
         finish: None,
         failed: false,
@@ -111,24 +148,33 @@ impl Generation<'_> {
         self.cache.len()
     }
 
-    /// Computes what is pending and draws the next token.
+    /// Computes what is pending and draws the next token, which is pending then.
     fn step(&mut self) -> Result<u32> {
-        let (model, pending) = (self.model, std::mem::take(&mut self.pending));
-        let mut chunks = pending.chunks(PREFILL).peekable();
-        while let Some(chunk) = chunks.next() {
-            let tokens = model.tokens(chunk, 1)?;
-            if chunks.peek().is_some() {
-                model.hidden(tokens, &mut self.cache)?;
-                continue;
+        let (model, cache) = (self.model, &mut self.cache);
+        let tokens = match std::mem::replace(&mut self.pending, Pending::Ids(vec![])) {
+            Pending::Chosen(token) => token,
+            Pending::Ids(ids) => {
+                let last = ids.len().saturating_sub(1) / self.chunk * self.chunk;
+                for chunk in ids[..last].chunks(self.chunk) {
+                    model.hidden(model.tokens(chunk, 1)?, cache)?;
+                }
+                model.tokens(&ids[last..], 1)?
             }
-            let logits = model.forward_last(tokens, &mut self.cache)?.try_into_vec_as::<f32>();
-            let logits = logits.map_err(|error| Error::DeviceFailed {
-                device: device::name(model.device()),
-                reason: error.to_string(),
-            })?;
-            return self.sampler.sample(&logits);
+        };
+        if self.sampler.is_greedy() {
+            let likeliest = model.likeliest(tokens, cache)?;
+            let ids = likeliest.ids()?;
+            self.pending = Pending::Chosen(likeliest.tokens);
+            return ids.first().copied().ok_or(Error::EmptyPrompt);
         }
-        Err(Error::EmptyPrompt)
+        let logits = model.forward_last(tokens, cache)?.try_into_vec_as::<f32>();
+        let logits = logits.map_err(|error| Error::DeviceFailed {
+            device: device::name(model.device()),
+            reason: error.to_string(),
+        })?;
+        let id = self.sampler.sample(&logits)?;
+        self.pending = Pending::Ids(vec![id]);
+        Ok(id)
     }
 }
 
@@ -154,7 +200,6 @@ impl Iterator for Generation<'_> {
             }
             Ok(id) => {
                 self.left -= 1;
-                self.pending = vec![id];
                 Some(Ok(Token { id }))
             }
             Err(error) => {

@@ -5,14 +5,24 @@
 //! is symmetric, so that the transform is its own inverse. Blocks are powers of two up to [`MAX_BLOCK`]; the constructors
 //! refuse others.
 //!
-//! On tensors it is a chain of additions and subtractions, log₂(block) steps in f32, and not a product with H: on
-//! tensor cores a product of f32 matrices rounds to 11 bits.
+//! On CUDA and wgpu it is one kernel, [`flute_cube::hadamard()`]. Elsewhere, and where a device refuses that one, it is a
+//! chain of additions and subtractions, log₂(block) steps in f32, and not a product with H: on tensor cores a product of
+//! f32 matrices rounds to 11 bits. On devices with autodiff its gradient is the rotated gradient.
 
 use crate::error::{Error, Result};
-use burn::tensor::{DType, Tensor};
+use burn::backend::autodiff::{
+    Autodiff,
+    checkpoint::{base::Checkpointer, strategy::CheckpointStrategy},
+    grads::Gradients,
+    ops::{Backward, Ops, OpsKind},
+};
+use burn::backend::{
+    Backend, Dispatch, Flex, TensorMetadata, backend_extension, tensor::FloatTensor,
+};
+use burn::tensor::{FloatDType, Shape, Slice, Tensor};
 
 /// The largest block.
-pub const MAX_BLOCK: usize = 1 << 15;
+pub const MAX_BLOCK: usize = flute_cube::Hadamard::MAX_BLOCK;
 
 /// Checks that blocks of `size` can be rotated.
 ///
@@ -26,33 +36,108 @@ pub fn check_block(size: usize) -> Result<()> {
     Err(Error::InvalidOption { name: "hadamard_size", found: size.to_string(), needed })
 }
 
+/// The operation as Burn's backends offer it. To support one more backend, write `impl HadamardOps for It {}` and take
+/// the default body, or replace it.
+#[backend_extension(Cube: cfg(feature = "cube"), Flex, Fusion: cfg(feature = "fusion"), Autodiff)]
+pub trait HadamardOps: Backend {
+    /// Blocks of `block` elements of `x`, which they divide along its last axis, rotated.
+    #[fusion(dtype = x, shape = x)]
+    fn flute_hadamard(x: FloatTensor<Self>, block: usize) -> FloatTensor<Self> {
+        chain::<Self>(x, block)
+    }
+}
+
+impl HadamardOps for Flex {}
+
+#[cfg(feature = "cube")]
+impl HadamardOps for burn_cubecl::CubeBackend {
+    fn flute_hadamard(x: FloatTensor<Self>, block: usize) -> FloatTensor<Self> {
+        launch(x, block)
+    }
+}
+
+impl<B: Backend + HadamardOps, C: CheckpointStrategy> HadamardOps for Autodiff<B, C> {
+    fn flute_hadamard(x: FloatTensor<Self>, block: usize) -> FloatTensor<Self> {
+        match Gradient.prepare::<C>([x.node()]).compute_bound().stateful() {
+            OpsKind::Tracked(prepared) => {
+                prepared.finish(block, B::flute_hadamard(x.into_primitive(), block))
+            }
+            OpsKind::UnTracked(prepared) => {
+                prepared.finish(B::flute_hadamard(x.into_primitive(), block))
+            }
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Gradient;
+
+impl<B: Backend + HadamardOps> Backward<B, 1> for Gradient {
+    type State = usize;
+
+    fn backward(self, ops: Ops<usize, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let grad = grads.consume::<B>(&ops.node);
+        if let [Some(node)] = ops.parents {
+            // H is its own transpose.
+            grads.register::<B>(node.id, B::flute_hadamard(grad, ops.state));
+        }
+    }
+}
+
 /// Rotates blocks of `block` elements along the last axis of `x`, in f32; the result has the type of `x`.
 ///
 /// # Panics
-/// If `block` is no power of two or does not divide the last axis.
+/// If `block` is no power of two, does not divide the last axis or exceeds [`MAX_BLOCK`], or if the device fails.
 pub fn hadamard<const D: usize>(x: Tensor<D>, block: usize) -> Tensor<D> {
-    let (shape, dtype) = (x.dims(), x.dtype());
+    let shape = x.dims();
     let last = shape[D - 1];
     assert!(
-        block.is_power_of_two() && last.is_multiple_of(block),
+        block.is_power_of_two() && block <= MAX_BLOCK && last.is_multiple_of(block),
         "blocks of {block} do not rotate an axis of {last} elements"
     );
-    let rows = shape.iter().product::<usize>() / block;
-    if rows == 0 {
+    if block == 1 || shape.contains(&0) {
         return x;
     }
-    let x = if dtype == DType::F32 { x } else { x.cast(DType::F32) };
-    let (mut parts, mut half) = (rows, block / 2);
-    let mut x = x.reshape([rows * block]);
+    Tensor::from_dispatch(Dispatch::flute_hadamard(x.into_dispatch(), block))
+}
+
+/// The default body.
+fn chain<B: Backend>(x: FloatTensor<B>, block: usize) -> FloatTensor<B> {
+    let (shape, dtype) = (x.shape(), FloatDType::from(x.dtype()));
+    let len = shape.num_elements();
+    let (mut parts, mut half) = (len / block, block / 2);
+    let mut x = B::float_cast(x, FloatDType::F32);
     while half > 0 {
-        let pairs = x.reshape([parts, 2, half]);
-        let a = pairs.clone().slice([0..parts, 0..1, 0..half]);
-        let b = pairs.slice([0..parts, 1..2, 0..half]);
-        x = Tensor::cat(vec![a.clone() + b.clone(), a - b], 1).reshape([rows * block]);
+        let pairs = B::float_reshape(x, Shape::new([parts, 2, half]));
+        let side = |at: usize| {
+            let slices = [Slice::from(0..parts), Slice::from(at..at + 1), Slice::from(0..half)];
+            B::float_slice(pairs.clone(), &slices)
+        };
+        let (a, b) = (side(0), side(1));
+        let sum = B::float_add(a.clone(), b.clone());
+        x = B::float_cat(vec![sum, B::float_sub(a, b)], 1);
         (parts, half) = (parts * 2, half / 2);
     }
-    let x = (x / (block as f32).sqrt()).reshape(shape);
-    if dtype == DType::F32 { x } else { x.cast(dtype) }
+    let x = B::float_div_scalar(x, (block as f32).sqrt().into());
+    B::float_cast(B::float_reshape(x, shape), dtype)
+}
+
+/// The kernel, or the chain where the device refuses it.
+#[cfg(feature = "cube")]
+fn launch(x: burn_cubecl::tensor::CubeTensor, block: usize) -> burn_cubecl::tensor::CubeTensor {
+    use burn_cubecl::{CubeBackend, kernel::into_contiguous, tensor::CubeTensor};
+    let Ok(dtype) = crate::device::kernel_dtype(x.dtype) else {
+        return chain::<CubeBackend>(x, block);
+    };
+    let x = into_contiguous(x);
+    let (shape, len) = (x.meta.shape().clone(), x.meta.shape().num_elements());
+    let y = x.client.empty(len * dtype.size());
+    let problem = flute_cube::Hadamard { rows: len / block, block, dtype };
+    match flute_cube::hadamard(&x.client, &problem, &x.handle, &y) {
+        Ok(()) => CubeTensor::new_contiguous(x.client, x.device, shape, y, x.dtype),
+        Err(error) if error.is_unsupported() => chain::<CubeBackend>(x, block),
+        Err(error) => panic!("rotating {} blocks of {block}: {error}", problem.rows),
+    }
 }
 
 /// Rotates blocks of `block` of `values` on the host.

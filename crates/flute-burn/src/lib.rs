@@ -44,17 +44,22 @@
 //!
 //! # Crate map
 //!
-//! - [`linear`]: [`FluteLinear`](linear::FluteLinear), a Burn module, and [`AnyLinear`](linear::AnyLinear), which is
+//! - [`mod@linear`]: [`FluteLinear`](linear::FluteLinear), a Burn module, and [`AnyLinear`](linear::AnyLinear), which is
 //!   dense or quantized.
-//! - [`op`]: the operation under it, for tensors of your own.
+//! - [`mod@module`]: any Burn module on FLUTE weights: [`quantize_module`] and the function [`linear()`].
+//! - [`op`]: the operation under it, for tensors of your own; [`mod@dequantize`]: back to a dense weight.
+//! - [`rows`](mod@rows): rows of a packed weight, as an embedding looks them up.
 //! - [`device`]: devices by name, and what this machine has.
 //! - [`quantize`]: from weights to codes.
+//! - [`sensitivity`]: how much each layer of a model matters.
 //! - [`hadamard`]: the rotation that some weights need of their activations.
+//! - [`fused`]: what a decoding model does between its products, in one launch each.
 //! - [`checkpoint`]: reading and writing model directories, and converting dense ones.
 //! - [`model`]: LLaMA, its kin and Gemma-2, and the cache of a sequence.
 //! - [`text`]: tokenizer, incremental detokenizer, chat template.
 //! - [`sample`], [`generate`](mod@generate): from logits to tokens.
-//! - [`eval`]: the perplexity of a text.
+//! - [`eval`]: the perplexity of a text; [`mod@compare`]: that of a model quantized in many ways.
+//! - [`bench`](mod@bench): the speed of a model, and what bounds it.
 //! - [`error`]: the one error of all of them.
 //!
 //! # Features
@@ -71,15 +76,25 @@
 
 #![forbid(unsafe_code)]
 
+pub mod bench;
 pub mod checkpoint;
+pub mod compare;
+pub mod dequantize;
 pub mod device;
 pub mod error;
 pub mod eval;
+pub mod fused;
 pub mod generate;
 pub mod hadamard;
+pub mod learn;
 pub mod linear;
 pub mod model;
+pub mod module;
 pub mod op;
 pub mod quantize;
+pub mod rows;
 pub mod sample;
+pub mod sensitivity;
 pub mod text;
+
+pub use module::{QuantizeConfig, linear, quantize_module};

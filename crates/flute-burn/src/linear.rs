@@ -5,6 +5,11 @@
 //! constructors, so that `forward` has nothing left to refuse: a type that the device does not compute in, shapes that
 //! no kernel addresses, scales that overflow the type, weights that are not finite.
 
+mod parts;
+mod rotation;
+
+pub use rotation::Rotation;
+
 use crate::device;
 use crate::error::{Error, Result};
 use crate::hadamard;
@@ -33,15 +38,6 @@ pub struct FluteLinear {
     rotation: Option<Rotation>,
 }
 
-/// What a layer with a rotated weight does to its activations first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Rotation {
-    /// Elements that are rotated together ([`hadamard::hadamard`]).
-    pub block: usize,
-    /// Input features; the weight's k is the next multiple of the block, and activations are padded with zeros.
-    pub in_features: usize,
-}
-
 impl FluteLinear {
     /// A layer of `weight`, with table, scales and bias rounded to `dtype`, on `device`.
     ///
@@ -58,33 +54,12 @@ impl FluteLinear {
         check_bias(bias.map(<[f32]>::len), shape.n)?;
         check(shape, dtype, device)?;
         let kernel = device::kernel_dtype(dtype)?;
-        let overflows = |scale: &f32| !kernel.round(*scale).is_finite();
-        if let Some(at) = weight.scales().iter().position(overflows) {
-            let groups = shape.format.group.count(shape.k);
-            return Err(Error::ScaleOverflow {
-                tensor: format!("a weight of [{}, {}]", shape.n, shape.k),
-                row: at / groups,
-                group: at % groups,
-                value: weight.scales()[at],
-                dtype: kernel,
-            });
-        }
         let table = weight.table().values();
-        if let Some(index) = table.iter().position(overflows) {
+        if let Some(index) = table.iter().position(|value| !kernel.round(*value).is_finite()) {
             let (what, value) = ("the table, rounded to the layer's type,", table[index]);
             return Err(flute_cube::Error::NotFinite { what, index, value }.into());
         }
-        let packed = PackedWeight::pack(weight);
-        let (scales, pairs) = (packed.scales.len(), 2 * packed.pairs.len());
-        let on = On { dtype, device };
-        Ok(Self {
-            words: on.words(packed.words),
-            scales: on.floats(packed.scales, [scales]),
-            pairs: on.floats(packed.pairs.into_flattened(), [pairs]),
-            bias: bias.map(|bias| on.floats(bias.to_vec(), [shape.n])),
-            shape,
-            rotation: None,
-        })
+        Self::from_packed(PackedWeight::pack(weight), bias, dtype, device)
     }
 
     /// The same layer for a weight that was rotated: activations are padded and rotated before the product. Like
@@ -118,8 +93,18 @@ impl FluteLinear {
         bias: Option<Tensor<1>>,
         method: &Method,
     ) -> Result<Self> {
+        Self::from_named("weight", weight, bias, method)
+    }
+
+    /// [`FluteLinear::from_weight`] of a weight that messages call `name`.
+    pub(crate) fn from_named(
+        name: &str,
+        weight: Tensor<2>,
+        bias: Option<Tensor<1>>,
+        method: &Method,
+    ) -> Result<Self> {
         let ([n, k], dtype, device) = (weight.dims(), weight.dtype(), weight.device());
-        let weight = quantize::quantize("weight", &host(weight)?, n, k, method)?;
+        let weight = quantize::quantize(name, &host(weight)?, n, k, method)?;
         let bias = bias.map(host).transpose()?;
         let linear = Self::from_quantized(&weight, bias.as_deref(), dtype, &device)?;
         match method.hadamard_size() {
@@ -162,11 +147,29 @@ impl FluteLinear {
     /// If the last axis of `x` is not the layer's input features, if `x` lives on another device, or if the device
     /// fails.
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        self.multiply(x, self.tensors())
+    }
+
+    /// [`FluteLinear::forward`] with a bias that is kept elsewhere, instead of the layer's own.
+    ///
+    /// # Panics
+    /// As [`FluteLinear::forward`].
+    pub fn forward_with_bias<const D: usize>(
+        &self,
+        x: Tensor<D>,
+        bias: Option<Tensor<1>>,
+    ) -> Tensor<D> {
+        let tensors = self.tensors();
+        let bias = bias.map(|bias| bias.cast(tensors.scales.dtype()));
+        self.multiply(x, FluteTensors { bias, ..tensors })
+    }
+
+    fn multiply<const D: usize>(&self, x: Tensor<D>, tensors: FluteTensors) -> Tensor<D> {
         let x = match self.rotation {
             Some(rotation) => rotation.apply(x),
             None => x,
         };
-        op::qgemm(x, self.tensors())
+        op::qgemm(x, tensors)
     }
 
     /// The buffers that [`op::qgemm`] takes; cheap, since tensors share their data.
@@ -199,27 +202,6 @@ impl FluteLinear {
     pub fn bytes(&self) -> usize {
         let floats = self.scales.shape().num_elements() + self.pairs.shape().num_elements();
         4 * self.words.shape().num_elements() + floats * self.scales.val().dtype().size()
-    }
-}
-
-impl Rotation {
-    fn apply<const D: usize>(self, x: Tensor<D>) -> Tensor<D> {
-        let Self { block, in_features } = self;
-        let found = x.dims()[D - 1];
-        assert!(
-            found == in_features,
-            "the last axis of x has {found} elements and the layer takes {in_features}"
-        );
-        let missing = in_features.next_multiple_of(block) - in_features;
-        let x = if missing == 0 {
-            x
-        } else {
-            let mut shape = x.dims();
-            shape[D - 1] = missing;
-            let zeros = Tensor::zeros(shape, (&x.device(), x.dtype()));
-            Tensor::cat(vec![x, zeros], D - 1)
-        };
-        hadamard::hadamard(x, block)
     }
 }
 

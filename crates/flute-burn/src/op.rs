@@ -8,11 +8,13 @@
 //! | the same under Burn's fusion | one opaque node of the fused graph, executed lazily |
 //! | CPU (Flex), or any backend that adopts [`FluteOps`] | the default body: weights back to f32, then Burn's matmul |
 //!
-//! Devices with autodiff are refused by Burn itself: weights in codes are for inference.
+//! On a device with autodiff it has a gradient for x, scales, table and bias (`backward`); codes are constants.
 //!
 //! An operation of Burn returns a tensor, never a `Result`, so nothing may be left to refuse here: the constructors of
 //! [`FluteLinear`](crate::linear::FluteLinear) check shape, type and device. What still fails at the launch (a lost
 //! device, a kernel that the driver does not compile) panics with the whole error, as Burn's own operations do.
+
+mod backward;
 
 use burn::backend::{
     Backend, Dispatch, DispatchTensor, ExtensionType, Flex, backend_extension,
@@ -77,7 +79,7 @@ pub enum BiasPrimitive<B: Backend> {
 
 /// The operation as Burn's backends offer it. To support one more backend, write `impl FluteOps for It {}` and take
 /// the default body, or replace it.
-#[backend_extension(Cube: cfg(feature = "cube"), Flex, Fusion: cfg(feature = "fusion"))]
+#[backend_extension(Cube: cfg(feature = "cube"), Flex, Fusion: cfg(feature = "fusion"), Autodiff)]
 pub trait FluteOps: Backend {
     /// `x[.., k]` times the transposed weight, plus the bias: `[.., n]` in the type of `x`, which is that of the
     /// scales.
@@ -106,16 +108,22 @@ impl FluteOps for burn_cubecl::CubeBackend {
 
 /// `y[.., n] = x[.., k] · Wᵀ (+ bias)`, in the type of `x`.
 ///
-/// The product is computed in the type that the scales are stored in (sums in f32, one rounding at the end): where `x`
-/// has another type it is cast to that one first, and the result back.
+/// The product is computed in the type that the table is stored in (sums in f32, one rounding at the end): where `x`
+/// has another type it is cast to that one first, and the result back. Scales that are learned are f32 whatever that
+/// type is, and cast to it here; their gradient is f32 again.
 ///
 /// # Panics
 /// If the last axis of `x` is not `weight.shape.k`, if the two live on different devices, or if the device fails.
 pub fn qgemm<const D: usize>(x: Tensor<D>, weight: FluteTensors) -> Tensor<D> {
     let (found, k) = (x.dims()[D - 1], weight.shape.k);
     assert!(found == k, "the last axis of x has {found} elements and the weight needs k = {k}");
-    let (outer, inner) = (x.dtype(), weight.scales.dtype());
+    let (outer, inner) = (x.dtype(), weight.pairs.dtype());
     let x = if outer == inner { x } else { x.cast(inner) };
+    let weight = if weight.scales.dtype() == inner {
+        weight
+    } else {
+        FluteTensors { scales: weight.scales.cast(inner), ..weight }
+    };
     let y = Tensor::from_dispatch(dispatch(x.into_dispatch(), weight));
     if outer == inner { y } else { y.cast(outer) }
 }
@@ -154,21 +162,39 @@ fn dequantize_then_matmul<B: Backend>(
             "no kernel serves this device: quantized layers are decoded on the CPU at every call"
         );
     });
-    let WeightShape { n, k, format } = shape;
-    let words = words(read("words", B::int_into_data(weight.words)));
-    let scales = floats(read("scales", B::float_into_data(weight.scales)));
-    let pairs = floats(read("pairs", B::float_into_data(weight.pairs))).as_chunks().0.to_vec();
-    let dense = PackedWeight { n, k, format, words, scales, pairs }.dequantize();
+    let WeightShape { n, k, .. } = shape;
+    let bias = weight.bias.clone();
+    let dense = TensorData::new(decoded_on_host(weight, shape), [n, k]);
 
     let m = out.num_elements() / n;
     let x = B::float_cast(B::float_reshape(x, Shape::new([m, k])), FloatDType::F32);
-    let w = B::float_from_data(TensorData::new(dense, [n, k]), &device);
+    let w = B::float_from_data(dense, &device);
     let mut y = B::float_matmul(x, B::float_swap_dims(w, 0, 1));
-    if let BiasPrimitive::Some(bias) = weight.bias {
+    if let BiasPrimitive::Some(bias) = bias {
         let bias = B::float_cast(B::float_reshape(bias, Shape::new([1, n])), FloatDType::F32);
         y = B::float_add(y, bias);
     }
     B::float_reshape(B::float_cast(y, dtype.into()), out)
+}
+
+/// The weight `[n, k]` in f32, for backends without kernels.
+pub(crate) fn decoded_on_host<B: Backend>(
+    weight: WeightPrimitive<B>,
+    shape: WeightShape,
+) -> Vec<f32> {
+    packed_on_host(weight, shape).dequantize()
+}
+
+/// The weight as the host packed it.
+pub(crate) fn packed_on_host<B: Backend>(
+    weight: WeightPrimitive<B>,
+    shape: WeightShape,
+) -> PackedWeight {
+    let WeightShape { n, k, format } = shape;
+    let words = words(read("words", B::int_into_data(weight.words)));
+    let scales = floats(read("scales", B::float_into_data(weight.scales)));
+    let pairs = floats(read("pairs", B::float_into_data(weight.pairs))).as_chunks().0.to_vec();
+    PackedWeight { n, k, format, words, scales, pairs }
 }
 
 fn read<E: std::fmt::Display>(

@@ -68,13 +68,18 @@ impl Sampler {
         Ok(Self { sampling: sampling.clone(), rng })
     }
 
+    /// Whether it always takes the likeliest token.
+    pub fn is_greedy(&self) -> bool {
+        self.sampling.temperature == 0.0
+    }
+
     /// The next token after `logits` `[vocab]`.
     ///
     /// # Errors
     /// [`Error::NotFinite`] if a logit is NaN or none is finite: the model or its device broke.
     pub fn sample(&mut self, logits: &[f32]) -> Result<u32> {
         let best = greedy(logits)?;
-        if self.sampling.temperature == 0.0 {
+        if self.is_greedy() {
             return Ok(best);
         }
         let top = logits[best as usize];

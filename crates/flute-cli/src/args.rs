@@ -6,8 +6,13 @@
 
 #![expect(clippy::doc_markdown, reason = "these comments are the help texts, printed as they are")]
 
+mod bench;
+mod learn;
+mod product;
 mod quantize;
 
+pub(crate) use bench::BenchArgs;
+pub(crate) use product::{DoctorArgs, ProductArgs, TuneArgs};
 pub(crate) use quantize::{GridArgs, QuantizeArgs, TableArg};
 
 use burn::tensor::DType;
@@ -54,6 +59,10 @@ pub(crate) enum Command {
     Chat(ChatArgs),
     /// Measure the perplexity of a model over a text
     Eval(EvalArgs),
+    /// Measure how fast a model decodes here, beside what memory allows
+    Bench(BenchArgs),
+    /// Measure the plans of products on this device and keep the fastest for every later run
+    Tune(TuneArgs),
     /// Show the devices found, what each can do and what is missing
     Doctor(DoctorArgs),
     /// Print the completion script of a shell
@@ -62,7 +71,8 @@ pub(crate) enum Command {
 
 #[derive(Debug, Args)]
 pub(crate) struct ConvertArgs {
-    /// Quantized model directory: ours, of the Python package FLUTE, or of bitsandbytes in 4 bits
+    /// Quantized model directory: ours, of the Python package FLUTE, HIGGS of transformers, or of
+    /// bitsandbytes in 4 bits
     pub(crate) model: PathBuf,
 
     /// Directory to write; it appears when it is complete
@@ -125,8 +135,9 @@ pub(crate) struct ChatArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct EvalArgs {
-    /// Model directory, dense or quantized
-    pub(crate) model: PathBuf,
+    /// Model directories, dense or quantized
+    #[arg(required = true, value_name = "MODEL")]
+    pub(crate) models: Vec<PathBuf>,
 
     /// Text to predict, UTF-8
     #[arg(long, value_name = "FILE", env = "FLUTE_TEXT")]
@@ -136,15 +147,31 @@ pub(crate) struct EvalArgs {
     #[arg(long, default_value_t = 512, value_name = "TOKENS", env = "FLUTE_WINDOW")]
     pub(crate) window: usize,
 
+    /// Windows at most, from the beginning of the text; all if not given
+    #[arg(long, value_name = "WINDOWS", env = "FLUTE_LIMIT")]
+    pub(crate) limit: Option<usize>,
+
+    /// Quantize each model, which must be dense, in every way there is, and write tables and plots
+    /// of perplexity against bits a weight to this directory
+    #[arg(long, value_name = "DIR", env = "FLUTE_COMPARE")]
+    pub(crate) compare: Option<PathBuf>,
+
+    /// With --compare: UTF-8 text to measure on what layers matter; random tokens if not given
+    #[arg(long, value_name = "FILE", env = "FLUTE_CALIBRATION")]
+    pub(crate) calibration: Option<PathBuf>,
+
+    /// With --compare and --calibration: windows of that text to learn the scales of nf on; 0 leaves
+    /// them as they are
+    #[arg(long, default_value_t = 0, value_name = "WINDOWS", env = "FLUTE_SAMPLES")]
+    pub(crate) samples: usize,
+
+    /// With --compare: weights that higgs rotates together, a power of two
+    #[arg(long, default_value = "512", value_name = "SIZE", env = "FLUTE_HADAMARD_SIZE")]
+    pub(crate) hadamard_size: usize,
+
     #[command(flatten)]
     pub(crate) runtime: RuntimeArgs,
 
-    #[command(flatten)]
-    pub(crate) json: JsonArg,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct DoctorArgs {
     #[command(flatten)]
     pub(crate) json: JsonArg,
 }
@@ -220,6 +247,8 @@ pub(crate) enum FormatArg {
     Flute,
     /// That of the Python package FLUTE up to 0.4.2
     FluteLegacy,
+    /// HIGGS of transformers: rotated weights, all layers alike
+    Higgs,
 }
 
 impl From<FormatArg> for Target {
@@ -227,6 +256,7 @@ impl From<FormatArg> for Target {
         match format {
             FormatArg::Flute => Self::Flute,
             FormatArg::FluteLegacy => Self::FluteLegacy,
+            FormatArg::Higgs => Self::Higgs,
         }
     }
 }

@@ -9,7 +9,9 @@ mod args;
 mod commands;
 mod failure;
 mod output;
+mod product;
 mod progress;
+mod report;
 mod session;
 mod stop;
 

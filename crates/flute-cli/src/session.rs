@@ -46,8 +46,11 @@ impl Session {
 
     /// Continues `prompt` on stdout and returns the text.
     pub(crate) fn reply(&self, prompt: &[u32], args: &SamplingArgs) -> anyhow::Result<String> {
-        let options =
-            GenerateOptions { max_new_tokens: args.max_tokens, sampling: args.into(), stop: None };
+        let options = GenerateOptions {
+            max_new_tokens: args.max_tokens,
+            sampling: args.into(),
+            ..Default::default()
+        };
         let start = Instant::now();
         let mut generation = generate(&self.model, prompt, &options)?;
         let (mut pieces, mut stop) = (self.tokenizer.stream(), StopText::new(&args.stop));

@@ -1,11 +1,12 @@
 //! Every plan of a problem, checked and timed: what the planner's rules are calibrated with.
 //!
 //! `cargo bench --bench plans -- --shape 4096x4096 --m 1,16 --bits 4,3,2 --group 128 --top 5`. Timings are graph
-//! replays over copies of the weights that together exceed any cache.
+//! replays over copies of the weights that together exceed any cache. Several of these programs with the same `--lock
+//! FILE` compile at the same time and take turns with the device.
 
 use cubecl::prelude::*;
 use flute_cube::{
-    Dtype, Format, Limits, MmaPlan, Plan, Problem, Result,
+    Dtype, Format, Limits, MmaPlan, Plan, Problem, Result, WgmmaPlan,
     measure::{self, Workload},
 };
 
@@ -18,6 +19,7 @@ struct Options {
     top: usize,
     only: String,
     grid: bool,
+    lock: Option<String>,
 }
 
 fn options() -> Options {
@@ -39,6 +41,7 @@ fn options() -> Options {
         top: list("--top", "5")[0],
         only: value("--only", ""),
         grid: std::env::args().any(|a| a == "--grid"),
+        lock: Some(value("--lock", "")).filter(|file| !file.is_empty()),
     }
 }
 
@@ -75,7 +78,14 @@ fn sweep(
     let plans =
         if options.grid { grid(problem, limits) } else { Plan::candidates(problem, limits)? };
     let mut rows = vec![];
-    for plan in plans.into_iter().filter(|plan| plan.to_string().contains(&options.only)) {
+    let wanted = |plan: &Plan| {
+        options.only.split('+').all(|part| plan.to_string().contains(part))
+            && workload.check(plan).inspect_err(|error| println!("{plan}: {error}")).is_ok()
+    };
+    let plans: Vec<Plan> = plans.into_iter().filter(wanted).collect();
+    let lock = options.lock.as_ref().and_then(|file| std::fs::File::create(file).ok());
+    let _turn = lock.as_ref().map(std::fs::File::lock);
+    for plan in plans {
         match workload.time(&plan) {
             Ok(run) => {
                 let verdict = if run.is_right() { "" } else { "  WRONG" };
@@ -102,32 +112,65 @@ fn sweep(
 fn grid(problem: &Problem, limits: &Limits) -> Vec<Plan> {
     let tokens = match problem.m {
         0..=8 => problem.m.next_power_of_two() as u32,
-        m => (m as u32).next_multiple_of(8).min(32),
+        m => (m as u32).next_multiple_of(8).min(64),
     };
-    let mut plans = vec![];
-    for (planes_n, planes_k) in [(1, 8), (1, 16), (1, 32), (2, 8), (4, 4)] {
+    // 32 planes are the largest cube, and the one whose registers the compiler keeps to 64.
+    let shapes: &[(u32, u32)] = match problem.m {
+        0..=4 => &[(1, 8), (1, 16), (1, 32), (2, 16), (4, 8)],
+        5..=8 => &[(1, 8), (1, 16), (2, 8), (2, 16), (4, 8), (8, 4)],
+        _ => &[(2, 8), (4, 4), (8, 2), (8, 1), (16, 1), (16, 2), (8, 4), (4, 8)],
+    };
+    let mut plans = warpgroup_grid(problem, limits);
+    for &(planes_n, planes_k) in shapes {
         for row_tiles in [1, 2, 4] {
-            for split in [1] {
-                for (resident, slots) in [(1, 4), (1, 16), (2, 4), (3, 4)] {
-                    let k = problem.k.next_power_of_two() as u32;
-                    let k_stage = k.min(1 << ((96u32 << 10) / (2 * tokens)).ilog2());
-                    let plan = Plan::Mma(MmaPlan {
+            let splits = if problem.m <= 4 { &[1, 2][..] } else { &[1, 2, 4, 8][..] };
+            for &split in splits {
+                for (resident, held) in [(1, false), (2, false), (1, true), (2, true)] {
+                    let plan = MmaPlan {
                         planes_n,
                         planes_k,
                         row_tiles,
                         tokens,
-                        k_stage,
+                        k_stage: 0,
+                        held: 0,
                         split,
+                        cluster: split > 1,
                         resident,
-                        slots,
-                    });
-                    let cubes = resident.max(1) as usize;
-                    let Plan::Mma(mma) = plan else { continue };
-                    let fits = cubes * mma.units() <= 2048
-                        && cubes * (mma.shared_bytes(problem) + 1024) <= 228 << 10;
-                    if fits && plan.validate(problem, limits).is_ok() {
+                        slots: 1,
+                    };
+                    let held = if held { plan.steps(problem) as u32 } else { 0 };
+                    let plan = MmaPlan { held, ..plan }.fitting(problem, limits);
+                    if held * tokens.div_ceil(8) > 5 {
+                        continue;
+                    }
+                    let (cubes, units) = (resident as usize, plan.units());
+                    let fits = (512..=1024).contains(&(cubes * units))
+                        && cubes * (plan.shared_bytes(problem) + 1024) <= 228 << 10;
+                    let whole = (plan.k_stage * split) as usize >= problem.k;
+                    let plan = Plan::Mma(plan);
+                    if fits && whole && plan.validate(problem, limits).is_ok() {
                         plans.push(plan);
                     }
+                }
+            }
+        }
+    }
+    plans
+}
+
+/// More warpgroup plans than the planner considers.
+fn warpgroup_grid(problem: &Problem, limits: &Limits) -> Vec<Plan> {
+    let mut plans = vec![];
+    for (warpgroups, row_tiles) in [(2, 1), (2, 2), (4, 1), (3, 1), (1, 1)] {
+        for (tokens, chunk) in [(64, 64), (128, 128), (128, 64), (256, 64), (256, 128)] {
+            for split in [1, 2, 4, 8] {
+                let plan = WgmmaPlan { warpgroups, row_tiles, tokens, chunk, stages: 5, split };
+                let rows = problem.n.div_ceil(plan.rows());
+                let tiles = rows * problem.m.div_ceil(tokens as usize) * split as usize;
+                let plan = Plan::Wgmma(plan);
+                let useful = split == 1 || tiles <= limits.processors;
+                if useful && plan.validate(problem, limits).is_ok() {
+                    plans.push(plan);
                 }
             }
         }

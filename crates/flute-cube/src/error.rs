@@ -121,6 +121,33 @@ pub enum Error {
         /// What contradicts what.
         reason: String,
     },
+    /// A block that no Hadamard transform rotates.
+    #[error("blocks of {found} cannot be rotated; choose a power of two from 2 to {max}")]
+    InvalidBlock {
+        /// The block asked for.
+        found: usize,
+        /// The largest block.
+        max: usize,
+    },
+    /// A shape that needs more of something than the device has.
+    #[error(
+        "this shape needs {needed} {what} and {device} offers {offered}; ordinary tensor operations serve it there"
+    )]
+    UnsupportedShape {
+        /// The resource.
+        what: &'static str,
+        /// How much the shape needs.
+        needed: usize,
+        /// How much there is.
+        offered: usize,
+        /// The device.
+        device: String,
+    },
+    /// Plans would be measured inside a graph capture, which would record the measurement.
+    #[error(
+        "plans are not measured while a graph is being captured; tune before the capture begins"
+    )]
+    Capturing,
     /// The device refused to compile or to run a kernel, or was lost.
     #[error("the device failed while it {during}: {reason}")]
     Device {
@@ -134,7 +161,12 @@ pub enum Error {
 impl Error {
     /// Whether another device or format would serve the same request.
     pub fn is_unsupported(&self) -> bool {
-        matches!(self, Self::UnsupportedDtype { .. } | Self::UnsupportedPlan { .. })
+        matches!(
+            self,
+            Self::UnsupportedDtype { .. }
+                | Self::UnsupportedPlan { .. }
+                | Self::UnsupportedShape { .. }
+        )
     }
 
     /// Whether the device failed, so that nothing it returned can be trusted.

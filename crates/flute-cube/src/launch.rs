@@ -4,7 +4,9 @@
 //! launch of every kernel is followed by a check of its result buffer (no wait for the device); later launches of the
 //! same kernel are not, and cost nothing more.
 
-use crate::{Dtype, Error, Format, Limits, PackedWeight, Plan, Problem, Result, kernel, pack};
+use crate::{
+    Dtype, Error, Format, Limits, PackedWeight, Plan, Problem, Result, kernel, pack, tune,
+};
 use cubecl::{prelude::Client, server::Handle};
 use std::{
     collections::{HashMap, HashSet},
@@ -49,7 +51,7 @@ impl Operands {
         }
     }
 
-    fn validate(&self, problem: &Problem) -> Result<()> {
+    pub(crate) fn validate(&self, problem: &Problem) -> Result<()> {
         let Problem { m, n, k, format, dtype, bias } = *problem;
         if bias != self.bias.is_some() {
             let (found, expected) = (usize::from(self.bias.is_some()), usize::from(bias));
@@ -76,24 +78,32 @@ impl Operands {
             ("the buffer of the bias (bytes)", self.bias.as_ref(), n * size),
             ("the buffer of y (bytes)", Some(&self.y), m * n * size),
         ];
-        for (what, handle, expected) in lens {
-            match handle.map(|h| h.size_in_used() as usize) {
-                Some(found) if found < expected => {
-                    return Err(Error::WrongLength { what, found, expected });
-                }
-                _ => {}
+        for (what, buffer, expected) in lens {
+            if let Some(buffer) = buffer {
+                measured(&[(what, buffer, expected)])?;
             }
         }
         Ok(())
     }
 }
 
-/// Computes `y` with the plan that [`Plan::select`] chooses.
+/// Refuses a buffer of fewer bytes than it must have: its name, itself, and those bytes.
+pub(crate) fn measured(buffers: &[(&'static str, &Handle, usize)]) -> Result<()> {
+    for (what, buffer, expected) in buffers {
+        let found = buffer.size_in_used() as usize;
+        if found < *expected {
+            return Err(Error::WrongLength { what, found, expected: *expected });
+        }
+    }
+    Ok(())
+}
+
+/// Computes `y` with the plan that [`tune::plan`] names: the selected one, unless another was measured to be faster.
 ///
 /// # Errors
 /// What [`qgemm_with`] refuses.
 pub fn qgemm(client: &Client, problem: &Problem, operands: Operands) -> Result<()> {
-    let plan = Plan::select(problem, &limits(client))?;
+    let plan = tune::plan(client, problem)?;
     run(client, problem, &plan, operands)
 }
 
@@ -126,17 +136,10 @@ pub fn decode(
     let problem = Problem { m: 0, bias: false, ..*problem };
     problem.validate(&limits(client))?;
     Operands { bias: None, ..operands.clone() }.validate(&problem)?;
-    let (found, expected) =
-        (dense.size_in_used() as usize, problem.n * problem.k * problem.dtype.size());
-    if found < expected {
-        return Err(Error::WrongLength {
-            what: "the buffer of the decoded weight (bytes)",
-            found,
-            expected,
-        });
-    }
+    let expected = problem.n * problem.k * problem.dtype.size();
+    measured(&[("the buffer of the decoded weight (bytes)", dense, expected)])?;
     kernel::decode::launch(client, &problem, &operands, dense);
-    accepted(client, &problem, None, dense)
+    accepted(client, Kernel::of(&problem, None), dense)
 }
 
 fn run(client: &Client, problem: &Problem, plan: &Plan, operands: Operands) -> Result<()> {
@@ -147,22 +150,47 @@ fn run(client: &Client, problem: &Problem, plan: &Plan, operands: Operands) -> R
     match plan {
         Plan::Portable(plan) => kernel::portable::launch(client, problem, plan, &operands),
         Plan::Mma(plan) => kernel::mma::launch(client, problem, plan, &operands),
+        Plan::Wgmma(plan) => kernel::wgmma::launch(client, problem, plan, &operands),
     }
-    accepted(client, problem, Some(*plan), &operands.y)
+    accepted(client, Kernel::of(problem, Some(*plan)), &operands.y)
 }
 
-/// Whether the runtime took the launch that should write `result`, asked once for each kernel. Without a plan it is
-/// the decoder.
-fn accepted(client: &Client, problem: &Problem, plan: Option<Plan>, result: &Handle) -> Result<()> {
-    /// What kernels are compiled for; of the shape only what chooses the width of loads.
-    type Kernel = (DeviceKey, Option<Plan>, Format, Dtype, bool, [bool; 2]);
-    static TAKEN: LazyLock<Mutex<HashSet<Kernel>>> = LazyLock::new(Mutex::default);
+/// What kernels are compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Kernel {
+    /// A product, or without a plan the decoder; of the shape only what chooses the width of loads.
+    Weight { plan: Option<Plan>, format: Format, dtype: Dtype, bias: bool, widths: [bool; 2] },
+    /// Rows looked up.
+    Rows(Format, Dtype),
+    /// A rotation.
+    Hadamard(kernel::hadamard::Form, Dtype),
+    /// A gate.
+    Gate(kernel::gate::Form),
+    /// A norm, with or without a residual.
+    Norm(kernel::norm::Form),
+    /// A rotary embedding.
+    Rotate(kernel::rotate::Form),
+    /// Attention over chunks of a cache.
+    Partial(kernel::attend::Form),
+    /// Those chunks into one.
+    Fold(kernel::attend::Form),
+}
+
+impl Kernel {
+    fn of(problem: &Problem, plan: Option<Plan>) -> Self {
+        let Problem { k, format, dtype, bias, .. } = *problem;
+        let widths = [2, pack::BLOCK_K].map(|width| k.is_multiple_of(width));
+        Self::Weight { plan, format, dtype, bias, widths }
+    }
+}
+
+/// Whether the runtime took the launch of `kernel` that should write `result`, asked once for each kernel.
+pub(crate) fn accepted(client: &Client, kernel: Kernel, result: &Handle) -> Result<()> {
+    static TAKEN: LazyLock<Mutex<HashSet<(DeviceKey, Kernel)>>> = LazyLock::new(Mutex::default);
     if client.is_capturing() {
         return Ok(());
     }
-    let Problem { k, format, dtype, bias, .. } = *problem;
-    let widths = [2, pack::BLOCK_K].map(|width| k.is_multiple_of(width));
-    let kernel = (device_key(client), plan, format, dtype, bias, widths);
+    let kernel = (device_key(client), kernel);
     if TAKEN.lock().unwrap_or_else(PoisonError::into_inner).contains(&kernel) {
         return Ok(());
     }
@@ -182,9 +210,9 @@ pub(crate) fn limits(client: &Client) -> Arc<Limits> {
 }
 
 /// One device of one runtime.
-type DeviceKey = (&'static str, u16, u16);
+pub(crate) type DeviceKey = (&'static str, u16, u16);
 
-fn device_key(client: &Client) -> DeviceKey {
+pub(crate) fn device_key(client: &Client) -> DeviceKey {
     let device = client.service_id().device;
     (client.name(), device.type_id, device.index_id)
 }

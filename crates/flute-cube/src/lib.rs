@@ -6,7 +6,9 @@
 //! Four nouns, in the order of use: a [`Problem`] says what is asked, a [`Plan`] how it will be done (plain data: it
 //! can be validated, hashed, forced by a test, tuned), [`qgemm`] is the only way to the device, and `kernel` holds
 //! what runs there. [`Quantized`] is a weight as files hold it, [`PackedWeight`] as kernels read it, and
-//! [`mod@reference`] defines what is correct.
+//! [`mod@reference`] defines what is correct. Beside the product stand the kernels that a model around it needs:
+//! [`fn@hadamard`] for rotated weights, and [`fn@norm`], [`fn@gate`], [`fn@rotate`] and [`fn@attend`] for decoding.
+//! [`mod@measure`] times launches, and [`mod@tune`] keeps the fastest plans.
 //!
 //! ```
 //! use flute_cube::{Format, Group, PackedWeight, Quantized, QuantizedParts, Table};
@@ -26,25 +28,38 @@
 //! # Ok::<(), flute_cube::Error>(())
 //! ```
 
+mod attend;
 mod error;
 mod format;
+mod gate;
+mod hadamard;
 mod kernel;
 mod launch;
 mod limits;
 pub mod measure;
+mod norm;
 pub mod pack;
 mod plan;
 mod problem;
 mod quantized;
 pub mod reference;
+mod rotate;
+mod rows;
 mod table;
+pub mod tune;
 
+pub use attend::{Attend, AttendBuffers, attend};
 pub use error::{Error, Result};
 pub use format::{Bits, Dtype, Format, Group};
+pub use gate::{Activation, Gate, gate};
+pub use hadamard::{Hadamard, hadamard};
 pub use launch::{Operands, decode, qgemm, qgemm_with};
 pub use limits::Limits;
+pub use norm::{Norm, NormBuffers, Residual, norm};
 pub use pack::PackedWeight;
-pub use plan::{MmaPlan, Plan, PortablePlan};
+pub use plan::{MmaPlan, Plan, PortablePlan, WgmmaPlan};
 pub use problem::Problem;
 pub use quantized::{MAX_DIM, Quantized, QuantizedParts};
+pub use rotate::{Rotate, RotateBuffers, rotate};
+pub use rows::{RowOperands, rows};
 pub use table::{Table, TableKind};

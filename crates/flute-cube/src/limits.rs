@@ -2,7 +2,10 @@
 //! tested on any other.
 
 use crate::{Dtype, Error, Result};
-use cubecl::{features::TypeUsage, prelude::Client};
+use cubecl::{
+    features::{Plane, Tma, TypeUsage},
+    prelude::Client,
+};
 
 /// The limits of one device.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -17,12 +20,18 @@ pub struct Limits {
     pub shared_bytes: usize,
     /// Units of one cube.
     pub cube_units: usize,
+    /// Units of a plane that exchange registers by shuffles; 1 where there are none, or planes vary in size.
+    pub lanes: usize,
     /// Cubes along one axis of a launch.
     pub cube_count: usize,
     /// Types that buffers and arithmetic may use.
     pub dtypes: Vec<Dtype>,
     /// Whether `mma.sync.m16n8k16` and inline PTX are there: CUDA from compute capability 8.0 on.
     pub mma: bool,
+    /// Whether bulk copies and bulk prefetches are there: CUDA from compute capability 9.0 on.
+    pub bulk: bool,
+    /// Whether `wgmma` is there: CUDA of compute capability 9.0, no less and no more.
+    pub wgmma: bool,
 }
 
 impl Limits {
@@ -41,14 +50,26 @@ impl Limits {
             processors: hardware.num_streaming_multiprocessors.unwrap_or(16) as usize,
             shared_bytes: hardware.max_shared_memory_size,
             cube_units: hardware.max_units_per_cube as usize,
+            lanes: match features.plane.contains(Plane::Ops) {
+                true if hardware.plane_size_min == hardware.plane_size_max => {
+                    hardware.plane_size_min.max(1) as usize
+                }
+                _ => 1,
+            },
             cube_count: hardware.max_cube_count.0 as usize,
             dtypes: Dtype::ALL.into_iter().filter(served).collect(),
             mma: runtime == "cuda" && features.copy_async && !features.matmul.mma.is_empty(),
+            bulk: runtime == "cuda" && features.tma.contains(Tma::Base),
+            // The tensor copies of 9.0 without those that 10.0 added: later devices dropped the instruction.
+            wgmma: runtime == "cuda"
+                && features.tma.contains(Tma::Base)
+                && !features.tma.contains(Tma::Im2colWide),
             runtime,
         }
     }
 
-    /// An NVIDIA GPU that is not there, for planning: multiprocessors and kilobytes of shared memory a cube.
+    /// An NVIDIA GPU that is not there, for planning: multiprocessors and kilobytes of shared memory a cube,
+    /// of which 227 are taken for Hopper's.
     pub fn nvidia(name: &str, processors: usize, shared_kb: usize) -> Self {
         Self {
             name: name.into(),
@@ -56,9 +77,12 @@ impl Limits {
             processors,
             shared_bytes: shared_kb << 10,
             cube_units: 1024,
+            lanes: 32,
             cube_count: i32::MAX as usize,
             dtypes: Dtype::ALL.to_vec(),
             mma: true,
+            bulk: shared_kb == 227,
+            wgmma: shared_kb == 227,
         }
     }
 

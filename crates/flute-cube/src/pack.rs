@@ -27,6 +27,11 @@
 //! two rows of a lane side by side; groups fill whole blocks, so that the scales of a block have its number for an
 //! address. Rows and columns that do not exist have code 0 and scale 0.
 
+mod blocks;
+mod stored;
+
+pub use stored::Canonical;
+
 use crate::{Bits, Error, Format, Quantized, Result};
 use rayon::prelude::*;
 
@@ -136,26 +141,15 @@ impl PackedWeight {
     /// Canonical to kernel order.
     pub fn pack(weight: &Quantized) -> Self {
         let (n, k, format) = (weight.n(), weight.k(), weight.format());
-        let (per_row, groups) = (k.div_ceil(2), format.group.count(k));
-        let block = block_words(format.bits);
-        let mut words = vec![0; Self::words_len(n, k, format)];
-        words.par_chunks_mut(block).enumerate().for_each(|(index, words)| {
-            let (tile, kb) = (index / k.div_ceil(BLOCK_K), index % k.div_ceil(BLOCK_K));
-            let rows = BLOCK_ROWS.min(n - tile * BLOCK_ROWS);
-            for_each_slot(format.bits, |slot| {
-                let pair = kb * (BLOCK_K / 2) + slot.pair;
-                if slot.row < rows && pair < per_row {
-                    let value = weight.pair_index(tile * BLOCK_ROWS + slot.row, pair);
-                    slot.place(words, value);
-                }
-            });
-        });
-        let mut scales = vec![0.0; Self::scales_len(n, k, format)];
-        for (row, values) in weight.scales().chunks(groups).enumerate() {
-            for (group, value) in values.iter().enumerate() {
-                scales[scale_index(row, group, padded_groups(k, format))] = *value;
+        let per_row = k.div_ceil(2);
+        let words = Self::words_of(n, k, format, |row, block, out| {
+            let first = block * (BLOCK_K / 2);
+            for (i, out) in out.iter_mut().enumerate() {
+                let pair = first + i;
+                *out = if pair < per_row { weight.pair_index(row, pair) } else { 0 };
             }
-        }
+        });
+        let scales = scales_in_kernel_order(weight.scales(), n, k, format);
         Self { n, k, format, words, scales, pairs: weight.table().pair_table() }
     }
 
@@ -212,6 +206,28 @@ pub(crate) fn padded_groups(k: usize, format: Format) -> usize {
     format.group.count(k.next_multiple_of(BLOCK_K))
 }
 
+/// Scales `[n, groups]` in kernel order, zeros where no row or column is.
+fn scales_in_kernel_order(scales: &[f32], n: usize, k: usize, format: Format) -> Vec<f32> {
+    let (groups, padded) = (format.group.count(k), padded_groups(k, format));
+    let mut out = vec![0.0; PackedWeight::scales_len(n, k, format)];
+    let tiles = out.par_chunks_mut(BLOCK_ROWS * padded).zip(scales.par_chunks(BLOCK_ROWS * groups));
+    tiles.for_each(|(out, scales)| {
+        for (row, values) in scales.chunks_exact(groups).enumerate() {
+            for (group, value) in values.iter().enumerate() {
+                out[scale_index(row, group, padded)] = *value;
+            }
+        }
+    });
+    out
+}
+
+/// Row and group of the scale at `index` in kernel order.
+pub fn scale_place(index: usize, k: usize, format: Format) -> (usize, usize) {
+    let (groups, r) = (padded_groups(k, format), index % BLOCK_ROWS);
+    let (tile, group) = (index / BLOCK_ROWS / groups, index / BLOCK_ROWS % groups);
+    (tile * BLOCK_ROWS + r / 2 + r % 2 * 8, group)
+}
+
 fn scale_index(row: usize, group: usize, groups: usize) -> usize {
     let (tile, r) = (row / BLOCK_ROWS, row % BLOCK_ROWS);
     (tile * groups + group) * BLOCK_ROWS + (r % 8) * 2 + r / 8
@@ -233,14 +249,6 @@ struct Piece {
 }
 
 impl Slot {
-    fn place(&self, words: &mut [u32], index: u8) {
-        let mut rest = u32::from(index);
-        for p in self.pieces {
-            words[p.word] |= (rest & ((1 << p.bits) - 1)) << p.shift;
-            rest >>= p.bits;
-        }
-    }
-
     fn take(&self, words: &[u32]) -> u8 {
         let (mut index, mut at) = (0, 0);
         for p in self.pieces {
@@ -251,12 +259,14 @@ impl Slot {
     }
 }
 
-fn for_each_slot(bits: Bits, mut visit: impl FnMut(Slot)) {
-    // Where word `w` of `lane` lies in a block.
+/// Where word `w` of `lane` lies in a block.
+fn word_at(bits: Bits, lane: usize, w: usize) -> usize {
     let tail = 2 * usize::from(bits.get()) - 4;
-    let at = |lane: usize, w: usize| {
-        if w < 4 { lane * 4 + w } else { LANES * 4 + lane * tail + w - 4 }
-    };
+    if w < 4 { lane * 4 + w } else { LANES * 4 + lane * tail + w - 4 }
+}
+
+fn for_each_slot(bits: Bits, mut visit: impl FnMut(Slot)) {
+    let at = |lane: usize, w: usize| word_at(bits, lane, w);
     let none = Piece { word: 0, shift: 0, bits: 0 };
     for lane in 0..LANES {
         for f in 0..FRAGMENTS {

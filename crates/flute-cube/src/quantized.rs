@@ -45,29 +45,16 @@ impl Quantized {
     /// [`Error::NotFinite`].
     pub fn new(parts: QuantizedParts) -> Result<Self> {
         let QuantizedParts { n, k, format, codes, scales, table } = parts;
-        for (what, found) in [("n", n), ("k", k)] {
-            if !(1..=MAX_DIM).contains(&found) {
-                return Err(Error::OutOfRange { what, found, min: 1, max: MAX_DIM });
-            }
-        }
-        if table.bits() != format.bits {
-            return Err(Error::BitsMismatch { table: table.bits(), format: format.bits });
-        }
-        for (what, found, expected) in [
-            ("the code matrix", codes.len(), n * k.div_ceil(table.dim())),
-            ("the scale matrix", scales.len(), n * format.group.count(k)),
-        ] {
-            if found != expected {
-                return Err(Error::WrongLength { what, found, expected });
-            }
+        check_shape(n, k, format, &table)?;
+        let (found, expected) = (codes.len(), n * k.div_ceil(table.dim()));
+        if found != expected {
+            return Err(Error::WrongLength { what: "the code matrix", found, expected });
         }
         let entries = table.entries();
         if let Some(index) = first_index(&codes, |c| usize::from(*c) >= entries) {
             return Err(Error::CodeOutOfRange { index, code: codes[index], entries });
         }
-        if let Some(index) = first_index(&scales, |s| !s.is_finite()) {
-            return Err(Error::NotFinite { what: "the scale matrix", index, value: scales[index] });
-        }
+        check_scales(&scales, n, format.group.count(k))?;
         Ok(Self { n, k, format, codes, scales, table })
     }
 
@@ -125,6 +112,31 @@ impl Quantized {
             }
         });
         out
+    }
+}
+
+/// Checks n, k and the width of the table.
+pub(crate) fn check_shape(n: usize, k: usize, format: Format, table: &Table) -> Result<()> {
+    for (what, found) in [("n", n), ("k", k)] {
+        if !(1..=MAX_DIM).contains(&found) {
+            return Err(Error::OutOfRange { what, found, min: 1, max: MAX_DIM });
+        }
+    }
+    if table.bits() != format.bits {
+        return Err(Error::BitsMismatch { table: table.bits(), format: format.bits });
+    }
+    Ok(())
+}
+
+/// Checks the number of scales, and that all are finite.
+pub(crate) fn check_scales(scales: &[f32], n: usize, groups: usize) -> Result<()> {
+    let (what, found, expected) = ("the scale matrix", scales.len(), n * groups);
+    if found != expected {
+        return Err(Error::WrongLength { what, found, expected });
+    }
+    match first_index(scales, |scale| !scale.is_finite()) {
+        Some(index) => Err(Error::NotFinite { what, index, value: scales[index] }),
+        None => Ok(()),
     }
 }
 

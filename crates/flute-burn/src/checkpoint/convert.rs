@@ -1,11 +1,12 @@
 //! Quantizes a dense model directory into one of ours, one tensor in memory at a time.
 //!
-//! Quantized: every 2-D float `X.weight` but embeddings, the output projection and what the caller skips. Everything
-//! else is copied as it is stored, and so are tokenizer, generation settings, chat template and licences. Refused:
+//! Quantized: every 2-D float `X.weight` but what the caller skips; embeddings and the output projection only where it
+//! asks for them. Everything else is copied as it is stored, and so are tokenizer, generation settings, chat template and licences. Refused:
 //! sources that are quantized already, skip patterns that match nothing, weights that are not finite, scales that
 //! their type cannot hold; a refusal leaves no target behind.
 
 use super::card::Card;
+use super::companions::write_companions;
 use super::header::TensorInfo;
 use super::layout::Layout;
 use super::measure::{ClassError, measure};
@@ -20,20 +21,8 @@ use flute_cube::{Dtype as Float, Quantized, pack};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// Modules that are left dense without being asked: tables that are looked up, and the projection that decides words.
-const ALWAYS_DENSE: [&str; 2] = ["lm_head", "embed_tokens"];
-
-/// Files copied byte for byte where they exist.
-const COMPANIONS: [&str; 8] = [
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "vocab.json",
-];
+const HEAD: &str = "lm_head";
+const EMBEDDING: &str = "embed_tokens";
 
 /// What to convert, and how.
 pub struct ConvertOptions<'a> {
@@ -47,6 +36,11 @@ pub struct ConvertOptions<'a> {
     pub skip: Vec<String>,
     /// Modules to quantize differently: the first pattern that matches decides.
     pub overrides: Vec<(String, Method)>,
+    /// How to quantize the output projection; left dense if it is not said.
+    pub head: Option<Method>,
+    /// How to quantize the embedding, which is the output projection too where that has no weight of its own; left
+    /// dense if it is not said.
+    pub embedding: Option<Method>,
     /// Type that scales are stored in.
     pub scale_dtype: ScaleDtype,
     /// Overwriting and the size of files.
@@ -69,6 +63,8 @@ impl<'a> ConvertOptions<'a> {
             method,
             skip: vec![],
             overrides: vec![],
+            head: None,
+            embedding: None,
             scale_dtype: ScaleDtype::Float16,
             writer: WriterOptions::default(),
             progress,
@@ -88,6 +84,18 @@ pub enum ScaleDtype {
     Float32,
     /// The type that the source stores each weight in.
     Model,
+}
+
+impl ScaleDtype {
+    /// The type itself, for a weight that is stored in `weight`.
+    pub(super) fn stored(self, weight: Float) -> Float {
+        match self {
+            Self::Float16 => Float::F16,
+            Self::BFloat16 => Float::BF16,
+            Self::Float32 => Float::F32,
+            Self::Model => weight,
+        }
+    }
 }
 
 /// How far a conversion is.
@@ -146,13 +154,20 @@ struct Task<'a> {
 /// What [`Reader::open`], [`quantize::quantize`] and [`Writer::create`] refuse; [`Error::AlreadyQuantized`],
 /// [`Error::PatternUnmatched`], [`Error::NothingToQuantize`], [`Error::TensorDtype`], [`Error::ScaleOverflow`].
 pub fn convert(options: ConvertOptions<'_>) -> Result<Summary> {
-    let ConvertOptions { source, target, method, skip, overrides, scale_dtype, writer, progress } =
-        options;
+    let ConvertOptions { source, target, method, skip, overrides, scale_dtype, .. } = options;
+    let ConvertOptions { head, embedding, writer, progress, .. } = options;
     let reader = Reader::open(&source)?;
     if let Some(bits) = reader.bits() {
         return Err(Error::AlreadyQuantized { dir: source, bits });
     }
-    let choice = Choice { method: &method, skip: &skip, overrides: &overrides, scale_dtype };
+    let choice = Choice {
+        method: &method,
+        skip: &skip,
+        overrides: &overrides,
+        head: head.as_ref(),
+        embedding: embedding.as_ref(),
+        scale_dtype,
+    };
     let steps = choice.steps(&reader)?;
     let config = choice.config(&reader, &steps);
     let specs = steps.iter().flat_map(Step::specs).collect();
@@ -208,6 +223,8 @@ struct Choice<'a> {
     method: &'a Method,
     skip: &'a [String],
     overrides: &'a [(String, Method)],
+    head: Option<&'a Method>,
+    embedding: Option<&'a Method>,
     scale_dtype: ScaleDtype,
 }
 
@@ -223,15 +240,18 @@ impl<'a> Choice<'a> {
                 return Err(Error::PatternUnmatched { pattern, modules });
             }
         }
+        if self.head.is_some() && !reader.contains("lm_head.weight") {
+            return Err(Error::InvalidOption {
+                name: "the output projection to quantize",
+                found: "none, since the embedding serves for it".into(),
+                needed: "asked for as the embedding (--embeddings)".into(),
+            });
+        }
         let mut steps = vec![];
         for (name, info) in reader.tensors() {
-            let quantize = match linear(name, info) {
-                Some(module) if !self.skip.iter().any(|skip| pattern::matches(skip, module)) => {
-                    Some(self.task(module, name, info)?)
-                }
-                _ => None,
-            };
-            steps.push(Step { name, info, quantize });
+            let method = self.method_of(name, info);
+            let quantize = method.map(|(module, method)| self.task(module, method, (name, info)));
+            steps.push(Step { name, info, quantize: quantize.transpose()? });
         }
         if steps.iter().all(|step| step.quantize.is_none()) {
             return Err(Error::NothingToQuantize { dir: reader.dir().into() });
@@ -240,16 +260,27 @@ impl<'a> Choice<'a> {
         Ok(steps)
     }
 
-    fn task(&self, module: &'a str, name: &str, info: &TensorInfo) -> Result<Task<'a>> {
+    /// The module that `name` is the weight of and how to quantize it, if that is asked for.
+    fn method_of(&self, name: &'a str, info: &TensorInfo) -> Option<(&'a str, &'a Method)> {
+        let matches = |pattern: &str, module| pattern::matches(pattern, module);
+        if let Some(module) = linear(name, info) {
+            let skipped = self.skip.iter().any(|skip| matches(skip, module));
+            let own = self.overrides.iter().find(|(pattern, _)| matches(pattern, module));
+            return (!skipped).then_some((module, own.map_or(self.method, |(_, method)| method)));
+        }
+        let module = matrix(name, info)?;
+        let method = if matches(HEAD, module) { self.head } else { self.embedding };
+        method.map(|method| (module, method))
+    }
+
+    fn task(
+        &self,
+        module: &'a str,
+        method: &'a Method,
+        (name, info): (&str, &TensorInfo),
+    ) -> Result<Task<'a>> {
         let stored = float_dtype(name, info.dtype)?;
-        let own = self.overrides.iter().find(|(pattern, _)| pattern::matches(pattern, module));
-        let method = own.map_or(self.method, |(_, method)| method);
-        let scale = match self.scale_dtype {
-            ScaleDtype::Float16 => Float::F16,
-            ScaleDtype::BFloat16 => Float::BF16,
-            ScaleDtype::Float32 => Float::F32,
-            ScaleDtype::Model => stored,
-        };
+        let scale = self.scale_dtype.stored(stored);
         Ok(Task { module, n: info.shape[0], k: info.shape[1], method, scale })
     }
 
@@ -267,12 +298,13 @@ impl<'a> Choice<'a> {
         }
         let stored = |step: &Step<'_>| step.quantize.as_ref().map(|task| task.scale);
         let tied = reader.config().tie_word_embeddings;
-        let always = ALWAYS_DENSE.iter().filter(|name| **name == "lm_head" && !tied);
+        let head = Some(HEAD).filter(|_| !tied && self.head.is_none());
         QuantizationConfig {
             scheme,
             scale_dtype: steps.iter().find_map(stored).unwrap_or(Float::F16),
-            modules_to_not_convert: always
-                .map(|name| (*name).to_owned())
+            modules_to_not_convert: head
+                .map(str::to_owned)
+                .into_iter()
                 .chain(self.skip.iter().cloned())
                 .collect(),
             modules,
@@ -294,16 +326,7 @@ impl Step<'_> {
 impl Task<'_> {
     /// What is written of the weight.
     fn layout(&self) -> Layout {
-        let (method, table) = (self.method, self.method.table());
-        Layout {
-            n: self.n,
-            k: method.stored_k(self.k),
-            dim: table.dim(),
-            format: method.format(),
-            table: table.kind(),
-            scale: self.scale,
-            hadamard_size: method.hadamard_size(),
-        }
+        Layout::of(self.method, self.n, self.k, self.scale)
     }
 
     /// Quantizes and writes the weight; returns its error and the bytes written.
@@ -342,35 +365,25 @@ impl Task<'_> {
 }
 
 /// The module of a tensor that can be quantized: a matrix `X.weight` that is neither embedding nor output projection.
-fn linear<'a>(name: &'a str, info: &TensorInfo) -> Option<&'a str> {
+pub(super) fn linear<'a>(name: &'a str, info: &TensorInfo) -> Option<&'a str> {
+    matrix(name, info).filter(|module| !is_end(module))
+}
+
+/// Whether `module` is the embedding or the output projection.
+pub(super) fn is_end(module: &str) -> bool {
+    [HEAD, EMBEDDING].iter().any(|end| pattern::matches(end, module))
+}
+
+/// The module of a matrix `X.weight`.
+fn matrix<'a>(name: &'a str, info: &TensorInfo) -> Option<&'a str> {
     let module = name.strip_suffix(".weight")?;
-    let dense = ALWAYS_DENSE.iter().any(|pattern| pattern::matches(pattern, module));
-    let matrix = matches!(info.shape.as_slice(), [n, k] if *n > 0 && *k > 0);
-    (matrix && !dense).then_some(module)
+    matches!(info.shape.as_slice(), [n, k] if *n > 0 && *k > 0).then_some(module)
 }
 
 fn scheme_of(method: &Method) -> Scheme {
     let format = method.format();
     let (table, hadamard_size) = (method.table().kind(), method.hadamard_size());
     Scheme { bits: format.bits, group: format.group, table, hadamard_size }
-}
-
-/// Copies what belongs to a model beside its weights, its licence included.
-pub(super) fn write_companions(reader: &Reader, writer: &Writer) -> Result<()> {
-    for name in COMPANIONS {
-        writer.copy_from(reader.dir(), name)?;
-    }
-    let entries = std::fs::read_dir(reader.dir()).map_err(Error::io("list", reader.dir()))?;
-    for entry in entries {
-        let entry = entry.map_err(Error::io("list", reader.dir()))?;
-        let name = entry.file_name();
-        let Some(name) = name.to_str() else { continue };
-        let legal = ["LICENSE", "LICENCE", "NOTICE", "USE_POLICY"];
-        if legal.iter().any(|prefix| name.starts_with(prefix)) && entry.path().is_file() {
-            writer.copy_from(reader.dir(), name)?;
-        }
-    }
-    Ok(())
 }
 
 /// The name of the source directory, whatever way it was spelled.

@@ -1,12 +1,15 @@
-//! Writes a quantized model in another format: ours, or FLUTE's own. No weight is quantized anew.
+//! Writes a quantized model in another format: ours, FLUTE's own, or HIGGS of transformers. No weight is quantized
+//! anew.
 //!
 //! Every format that [`Reader`] reads can be the source. To ours every weight keeps its codes, scales and table to
-//! the last bit. FLUTE's own keeps codes and rounds scales and tables to the model's 16-bit type, in which FLUTE
-//! computes. Everything else is copied as it is stored. Refused: sources that are not quantized, and what the target
-//! cannot hold; all of it before anything is written, but for scales beyond the range of the type.
+//! the last bit. The others keep codes and round scales and tables to the model's 16-bit type, in which they compute.
+//! Everything else is copied as it is stored. Refused: sources that are not quantized, and what the target cannot
+//! hold; all of it before anything is written, but for scales beyond the range of the type.
 
-use super::convert::{Progress, write_companions};
+use super::companions::write_companions;
+use super::convert::{Progress, is_end, linear};
 use super::import::flute_legacy::{self, FluteConfig};
+use super::import::higgs_writer::HiggsWriter;
 use super::layout::Layout;
 use super::quantization::{ModuleOverride, QuantizationConfig};
 use super::reader::{Reader, StoredWeight};
@@ -26,6 +29,8 @@ pub enum Target {
     Flute,
     /// That of the Python package FLUTE up to 0.4.2: one width and one group for all layers.
     FluteLegacy,
+    /// HIGGS of transformers: rotated weights, all layers alike.
+    Higgs,
 }
 
 /// What to export, and where to.
@@ -140,33 +145,49 @@ pub fn export(options: ExportOptions<'_>) -> Result<Exported> {
 enum Encoder {
     Flute(QuantizationConfig),
     Legacy { config: FluteConfig, dtype: Float },
+    Higgs { writer: HiggsWriter, config: Value },
 }
 
 impl Encoder {
     /// That of `to`; none if there is no module.
     fn choose(to: Target, reader: &Reader, layouts: &BTreeMap<&str, Layout>) -> Option<Self> {
         let first = layouts.values().next()?;
+        // That in which the model computes elsewhere.
+        let dtype = match (reader.config().dtype, first.scale) {
+            (Some(dtype @ (Float::F16 | Float::BF16)), _) => dtype,
+            (_, Float::BF16) => Float::BF16,
+            _ => Float::F16,
+        };
         Some(match to {
             Target::Flute => Self::Flute(quantization(reader, first, layouts)),
             Target::FluteLegacy => {
                 let config =
                     reader.flute_config().unwrap_or_else(|| FluteConfig::new(first.format));
-                let dtype = match (reader.config().dtype, first.scale) {
-                    (Some(dtype @ (Float::F16 | Float::BF16)), _) => dtype,
-                    (_, Float::BF16) => Float::BF16,
-                    _ => Float::F16,
-                };
                 Self::Legacy { config, dtype }
+            }
+            Target::Higgs => {
+                let writer = HiggsWriter::new(first, dtype);
+                Self::Higgs { writer, config: writer.config(layouts, &dense_linears(reader)) }
             }
         })
     }
 
     fn specs(&self, module: &str, layout: &Layout) -> Result<Vec<TensorSpec>> {
+        if is_end(module) && !matches!(self, Self::Flute(_)) {
+            return Err(Error::Unsupported {
+                what: format!("{module} in codes"),
+                reason: "the programs that read this format keep embedding and head dense".into(),
+            });
+        }
         match self {
             Self::Flute(_) => Ok(layout.specs(module)),
             Self::Legacy { config, dtype } => {
                 config.check(module, layout)?;
                 Ok(config.specs(module, layout, *dtype))
+            }
+            Self::Higgs { writer, .. } => {
+                writer.check(module, layout)?;
+                Ok(writer.specs(module, layout))
             }
         }
     }
@@ -185,6 +206,7 @@ impl Encoder {
         let parts = match self {
             Self::Flute(_) => layout.parts(&weight).to_vec(),
             Self::Legacy { config, dtype } => config.parts(module, &weight, *dtype)?.to_vec(),
+            Self::Higgs { writer, .. } => writer.parts(module, &weight)?,
         };
         let mut written = 0;
         for (part, bytes) in parts {
@@ -207,8 +229,19 @@ impl Encoder {
                 }
                 writer.file(flute_legacy::CONFIG, flute.render().as_bytes())
             }
+            Self::Higgs { config: higgs, .. } => {
+                config["quantization_config"] = higgs.clone();
+                Ok(())
+            }
         }
     }
+}
+
+/// The linear layers that are not quantized, the output projection among them even where it is the embedding.
+fn dense_linears(reader: &Reader) -> Vec<String> {
+    let dense = reader.tensors().filter_map(|(name, info)| linear(name, info));
+    let dense = std::iter::once("lm_head").chain(dense);
+    dense.filter(|module| !reader.is_quantized(module)).map(str::to_owned).collect()
 }
 
 /// The `quantization_config` of `layouts`, of which `first` is the rule and the others may differ.

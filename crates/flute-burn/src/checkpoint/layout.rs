@@ -2,6 +2,7 @@
 
 use super::quantization::Scheme;
 use super::writer::TensorSpec;
+use crate::quantize::Method;
 use flute_cube::{Dtype as Float, Format, Quantized, TableKind, pack};
 use safetensors::Dtype;
 
@@ -21,6 +22,13 @@ pub(super) struct Layout {
 }
 
 impl Layout {
+    /// What `method` makes of a weight `[n, k]`, its scales stored in `scale`.
+    pub(super) fn of(method: &Method, n: usize, k: usize, scale: Float) -> Self {
+        let (table, format) = (method.table(), method.format());
+        let (k, hadamard_size) = (method.stored_k(k), method.hadamard_size());
+        Self { n, k, dim: table.dim(), format, table: table.kind(), scale, hadamard_size }
+    }
+
     /// Bits of one stored code.
     pub(super) fn code_bits(&self) -> u8 {
         self.format.bits.get() * self.dim as u8
@@ -29,6 +37,13 @@ impl Layout {
     /// Bytes of a row of codes in our format.
     pub(super) fn row_bytes(&self) -> usize {
         pack::canonical_row_bytes(self.k.div_ceil(self.dim), self.code_bits())
+    }
+
+    /// Bytes of its tensors in our format.
+    pub(super) fn bytes(&self) -> u64 {
+        let scales = self.format.group.count(self.k) * self.scale.size();
+        let values = self.format.bits.codes().pow(self.dim as u32) * self.dim;
+        (self.n * (self.row_bytes() + scales) + values * Float::F32.size()) as u64
     }
 
     /// The k that a reader takes such a row to have.

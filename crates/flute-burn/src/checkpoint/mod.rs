@@ -17,10 +17,13 @@
 //! it is executed (pickles are refused), and each way of being wrong is its own [`crate::error::Error`].
 
 mod architecture;
+mod budget;
 mod card;
+mod companions;
 mod config;
 mod convert;
 mod export;
+mod floats;
 mod generation;
 mod header;
 pub mod import;
@@ -34,11 +37,14 @@ mod positioned;
 mod quantization;
 mod raw;
 mod reader;
+pub(crate) mod revise;
 mod rope;
+pub mod shapes;
 mod shards;
 mod writer;
 
 pub use architecture::Architecture;
+pub use budget::{AssignedLayer, Assignment, BudgetOptions, ChoiceCount, assign};
 pub use config::{Activation, ModelConfig};
 pub use convert::{ConvertOptions, Progress, ScaleDtype, Summary, convert};
 pub use export::{ExportOptions, Exported, Target, export};
@@ -47,6 +53,6 @@ pub use header::{MAX_HEADER, MAX_RANK, MAX_TENSORS, TensorInfo};
 pub use inspect::{InspectedLinear, InspectedTensor, Inspection, inspect};
 pub use measure::ClassError;
 pub use quantization::{ModuleOverride, QuantizationConfig, Scheme};
-pub use reader::{HostTensor, RawTensor, Reader, StoredLinear, StoredWeight};
+pub use reader::{HostTensor, PackedLinear, RawTensor, Reader, StoredLinear, StoredWeight};
 pub use rope::{Rope, RopeScaling};
 pub use writer::{TensorSpec, Writer, WriterOptions};

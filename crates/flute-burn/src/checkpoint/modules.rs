@@ -6,12 +6,13 @@ use super::layout::Layout;
 use super::quantization::Scheme;
 use super::reader::{Reader, float_dtype, shape_error};
 use crate::error::{Error, Result};
-use flute_cube::{Format, Quantized, QuantizedParts, Table, pack};
+use flute_cube::pack::{self, Canonical};
+use flute_cube::{Format, PackedWeight, Quantized, QuantizedParts, Table};
 use safetensors::Dtype;
 
 impl Reader {
     /// Bits of the codes of its quantized layers, where they do not differ from the rule.
-    pub(super) fn bits(&self) -> Option<u8> {
+    pub(crate) fn bits(&self) -> Option<u8> {
         let ours = self.config().quantization.as_ref().map(|config| config.scheme.bits);
         ours.or(self.foreign.as_ref().map(Foreign::bits)).map(|bits| bits.get())
     }
@@ -53,21 +54,40 @@ impl Reader {
         if let Some(foreign) = &self.foreign {
             return foreign.weight(self, module);
         }
-        let layout = self.layout(module)?;
+        let Parts { layout, table, scales, codes: bytes } = self.parts(module)?;
         let (n, k, format) = (layout.n, layout.k, layout.format);
         let in_module = |source| Error::Module { module: module.into(), source };
-        let values = self.finite(&format!("{module}.table"))?;
-        let table = match layout.dim {
-            1 => named_or_custom(&layout, &values),
-            _ => Table::pairs(format.bits, values.as_chunks().0),
-        }
-        .map_err(in_module)?;
-        let scales = self.finite(&format!("{module}.scales"))?;
-        let bytes = self.raw(&format!("{module}.codes"))?.bytes;
         let width = k.div_ceil(layout.dim);
         let codes =
             pack::from_canonical(&bytes, n, width, layout.code_bits()).map_err(in_module)?;
         Quantized::new(QuantizedParts { n, k, format, codes, scales, table }).map_err(in_module)
+    }
+
+    /// The same in kernel order; of our format, without a byte for every code between.
+    pub(super) fn packed_weight(&self, module: &str) -> Result<PackedWeight> {
+        if self.foreign.is_some() {
+            return Ok(PackedWeight::pack(&self.quantized(module)?));
+        }
+        let Parts { layout, table, scales, codes } = self.parts(module)?;
+        let Layout { n, k, format, .. } = layout;
+        let weight = Canonical { n, k, format, codes: &codes, scales: &scales, table: &table };
+        let in_module = |source| Error::Module { module: module.into(), source };
+        PackedWeight::from_canonical(&weight).map_err(in_module)
+    }
+
+    /// The tensors of a module in our format.
+    fn parts(&self, module: &str) -> Result<Parts> {
+        let layout = self.layout(module)?;
+        let bits = layout.format.bits;
+        let values = self.finite(&format!("{module}.table"))?;
+        let table = match layout.dim {
+            1 => named_or_custom(&layout, &values),
+            _ => Table::pairs(bits, values.as_chunks().0),
+        }
+        .map_err(|source| Error::Module { module: module.into(), source })?;
+        let scales = self.finite(&format!("{module}.scales"))?;
+        let codes = self.raw(&format!("{module}.codes"))?.bytes;
+        Ok(Parts { layout, table, scales, codes })
     }
 
     /// The shapes of a quantized module, checked against each other.
@@ -118,6 +138,14 @@ impl Reader {
         }
         Ok(layout)
     }
+}
+
+/// A module in our format as it is stored, its codes unchecked.
+struct Parts {
+    layout: Layout,
+    table: Table,
+    scales: Vec<f32>,
+    codes: Vec<u8>,
 }
 
 /// The table of stored `values`. They rule; the configuration's name for them is kept where it fits.

@@ -11,7 +11,7 @@ use super::import::Foreign;
 use super::positioned::read_exact_at;
 use super::shards::Shards;
 use crate::error::{Error, Result};
-use flute_cube::{Dtype as Float, Quantized};
+use flute_cube::{Dtype as Float, PackedWeight, Quantized};
 use half::f16;
 use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 use rayon::prelude::*;
@@ -21,7 +21,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 /// Elements that one thread reads and widens at a time; its bytes stay in a core's cache.
-const CHUNK: usize = 1 << 18;
+pub(super) const CHUNK: usize = 1 << 18;
 
 /// A model directory, open.
 #[derive(Debug)]
@@ -64,6 +64,17 @@ pub struct StoredLinear {
     pub bias: Option<Vec<f32>>,
     /// Weights that were rotated together ([`crate::hadamard`]), if they were; the k of `weight` is padded to a multiple
     /// then, and x is to be padded and rotated like it.
+    pub hadamard_size: Option<usize>,
+}
+
+/// A stored linear layer that is quantized, its weight in kernel order.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PackedLinear {
+    /// Codes, scales and table.
+    pub weight: PackedWeight,
+    /// `[n]`.
+    pub bias: Option<Vec<f32>>,
+    /// As [`StoredLinear::hadamard_size`].
     pub hadamard_size: Option<usize>,
 }
 
@@ -225,19 +236,37 @@ impl Reader {
             StoredWeight::Dense { .. } => None,
             StoredWeight::Quantized(_) => self.layout(module)?.hadamard_size,
         };
-        let bias = format!("{module}.bias");
-        if !self.contains(&bias) {
-            return Ok(StoredLinear { weight, bias: None, hadamard_size });
-        }
-        let [len] = self.dims(&bias, "[n]")?;
         let n = match &weight {
             StoredWeight::Dense { n, .. } => *n,
             StoredWeight::Quantized(weight) => weight.n(),
         };
+        Ok(StoredLinear { weight, bias: self.bias(module, n)?, hadamard_size })
+    }
+
+    /// The quantized linear layer `module`, its weight in kernel order: what [`Reader::linear`] gives, packed.
+    ///
+    /// # Errors
+    /// As [`Reader::linear`]; [`Error::TensorAbsent`] for a layer that is not quantized.
+    pub fn packed(&self, module: &str) -> Result<PackedLinear> {
+        if self.contains(&format!("{module}.weight")) && self.contains(&format!("{module}.codes")) {
+            return Err(Error::Ambiguous { module: module.into() });
+        }
+        let weight = self.packed_weight(module)?;
+        let bias = self.bias(module, weight.n)?;
+        Ok(PackedLinear { weight, bias, hadamard_size: self.layout(module)?.hadamard_size })
+    }
+
+    /// The bias of the linear layer `module` of `n` features, if it has one.
+    fn bias(&self, module: &str, n: usize) -> Result<Option<Vec<f32>>> {
+        let bias = format!("{module}.bias");
+        if !self.contains(&bias) {
+            return Ok(None);
+        }
+        let [len] = self.dims(&bias, "[n]")?;
         if len != n {
             return Err(shape_error(&bias, &[len], format!("[{n}]")));
         }
-        Ok(StoredLinear { weight, bias: Some(self.tensor(&bias)?.data), hadamard_size })
+        Ok(Some(self.tensor(&bias)?.data))
     }
 
     /// A float tensor whose values are all finite.
@@ -258,7 +287,7 @@ impl Reader {
         shape.as_slice().try_into().map_err(|_| shape_error(name, shape, needed.into()))
     }
 
-    fn find(&self, name: &str) -> Result<(&Path, &File, &TensorInfo)> {
+    pub(super) fn find(&self, name: &str) -> Result<(&Path, &File, &TensorInfo)> {
         let absent = || Error::TensorAbsent { dir: self.dir.clone(), tensor: name.into() };
         self.shards.find(name).ok_or_else(absent)
     }
@@ -283,7 +312,7 @@ pub(super) fn shape_error(tensor: &str, found: &[usize], needed: String) -> Erro
 }
 
 /// Reads `out.len()` floats at `offset`; `words` is scratch.
-fn read_floats(
+pub(super) fn read_floats(
     file: &File,
     offset: u64,
     float: Float,

@@ -7,7 +7,7 @@
 //! (`safetensors::serialize_to_file` leaves 0600 and does not flush, so it is not used).
 
 use super::config::ModelConfig;
-use super::import::flute_legacy;
+use super::import::{flute_legacy, higgs};
 use super::positioned::write_all_at;
 use crate::error::{Error, Result};
 use safetensors::Dtype;
@@ -268,6 +268,9 @@ fn check_target(target: &Path, overwrite: bool) -> Result<()> {
         Ok(meta) => match ModelConfig::read(target) {
             Ok((config, _)) if meta.is_dir() && config.quantization.is_some() => Ok(()),
             Ok(_) if target.join(flute_legacy::CONFIG).is_file() => Ok(()),
+            Ok((_, source)) if source["quantization_config"]["quant_method"] == higgs::METHOD => {
+                Ok(())
+            }
             _ => Err(Error::TargetForeign { path: target.into() }),
         },
     }

@@ -55,6 +55,10 @@ impl Error {
             Self::Template { source } if source.kind() == minijinja::ErrorKind::OutOfFuel => {
                 "the template runs too long to be honest; read chat_template.jinja"
             }
+            Self::LearnState { .. } => {
+                "repeat that run's options, or delete the file to begin anew"
+            }
+            Self::LossNotFinite { .. } => "learn more slowly (--lr)",
             Self::PromptTooLong { .. } => "shorten the prompt",
             Self::EmptyPrompt => "give some text with -p",
             Self::UnknownDevice { .. } | Self::DeviceAbsent { .. } => {

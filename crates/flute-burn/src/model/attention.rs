@@ -1,16 +1,19 @@
 //! Causal self-attention with grouped queries: several query heads share one head of keys and values.
 //!
-//! Scores and their softmax are f32. Query heads of one group are laid side by side as more rows of one product, so
+//! One token a sequence, as in decoding, takes [`fused::attend`]; a prompt is computed as products. Scores and their
+//! softmax are f32. Query heads of one group are laid side by side as more rows of one product, so
 //! keys and values are never repeated in memory. A sliding layer reads the keys of its window alone. Where a
 //! configuration says so, the heads of q and k are normalized before they are rotated, and scores are capped softly
 //! before they are masked.
 
 use super::cache::KeysValues;
-use super::load::Loader;
 use super::norm::RmsNorm;
+use super::projections::{Projections, Stack};
+use super::source::Source;
 use super::step::Step;
 use crate::checkpoint::{Architecture, ModelConfig};
 use crate::error::Result;
+use crate::fused::{self, Attend};
 use crate::linear::AnyLinear;
 use burn::module::Module;
 use burn::tensor::{DType, Tensor, activation::softmax};
@@ -21,9 +24,8 @@ const MASKED: f32 = -1e30;
 /// The attention of one block.
 #[derive(Module, Debug)]
 pub(super) struct Attention {
-    query: AnyLinear,
-    key: AnyLinear,
-    value: AnyLinear,
+    /// Query, key and value.
+    inputs: Projections,
     output: AnyLinear,
     /// Over the features of each head of q.
     query_norm: Option<RmsNorm>,
@@ -50,7 +52,7 @@ struct Form {
 impl Attention {
     /// That of block `index`, whose tensors begin with `block`.
     pub(super) fn load(
-        loader: &Loader<'_>,
+        source: &dyn Source,
         config: &ModelConfig,
         block: &str,
         index: usize,
@@ -65,47 +67,76 @@ impl Attention {
         };
         let (hidden, dim, bias) = (config.hidden_size, form.head_dim, config.attention_bias);
         let (queries, keys) = (form.query_heads * dim, form.key_heads * dim);
-        let linear = |part: &str, shape, bias| {
-            loader.linear(&format!("{block}.self_attn.{part}_proj"), shape, bias)
+        let inputs = Stack {
+            parent: &format!("{block}.self_attn"),
+            parts: &[("q_proj", queries), ("k_proj", keys), ("v_proj", keys)],
+            in_features: hidden,
+            bias,
         };
+        let (output, output_bias) =
+            (format!("{block}.self_attn.o_proj"), config.attention_output_bias);
         let norm = |part: &str| match config.architecture {
             Architecture::Qwen3 => {
-                loader.norm(&format!("{block}.self_attn.{part}_norm"), dim, config).map(Some)
+                source.norm(&format!("{block}.self_attn.{part}_norm"), dim, config).map(Some)
             }
             _ => Ok(None),
         };
         Ok(Self {
-            query: linear("q", [queries, hidden], bias)?,
-            key: linear("k", [keys, hidden], bias)?,
-            value: linear("v", [keys, hidden], bias)?,
-            output: linear("o", [hidden, queries], config.attention_output_bias)?,
+            inputs: source.projections(inputs)?,
+            output: source.linear(&output, [hidden, queries], output_bias)?,
             query_norm: norm("q")?,
             key_norm: norm("k")?,
             form,
         })
     }
 
-    /// `x` `[batch, tokens, hidden]` to the same shape.
-    pub(super) fn forward(&self, x: Tensor<3>, step: &Step, cache: &mut KeysValues) -> Tensor<3> {
-        let ([batch, tokens, _], dtype) = (x.dims(), x.dtype());
-        let Form { query_heads, key_heads, head_dim: dim, scale, cap, slides } = self.form;
-        let split = |y: Tensor<3>, heads, norm: Option<&RmsNorm>| {
-            let y = y.reshape([batch, tokens, heads, dim]).swap_dims(1, 2);
-            match norm {
-                Some(norm) => norm.forward(y, dtype),
-                None => y,
-            }
+    /// `x` `[batch, tokens, hidden]` to the same shape, and the cache with the keys and values of its tokens.
+    pub(super) fn forward(
+        &self,
+        x: Tensor<3>,
+        step: &Step,
+        cache: KeysValues,
+    ) -> (Tensor<3>, KeysValues) {
+        let Form { scale, cap, slides, .. } = self.form;
+        let tokens = x.dims()[1];
+        let (query, cache) = cache.append(self.normed(self.inputs.forward(x)), step);
+        let heads = if tokens == 1 {
+            let window = step.window.filter(|_| slides);
+            fused::attend(query, cache.slot(step), Attend { scale, cap, window })
+        } else {
+            self.attend(query, &cache, step)
         };
-        let q = split(self.query.forward(x.clone()), query_heads, self.query_norm.as_ref());
-        let k = split(self.key.forward(x.clone()), key_heads, self.key_norm.as_ref());
-        let v = split(self.value.forward(x), key_heads, None);
-        let (q, k) = (step.rotations.apply(q), step.rotations.apply(k));
-        let view = step.view(slides);
-        let [k, v] = cache.append([step.start, view.first], k, v);
+        (self.output.forward(heads), cache)
+    }
 
+    /// q | k | v side by side, with the heads of q and k normalized where the model does that.
+    fn normed(&self, qkv: Tensor<3>) -> Tensor<3> {
+        let (Some(query_norm), Some(key_norm)) = (&self.query_norm, &self.key_norm) else {
+            return qkv;
+        };
+        let ([batch, tokens, width], dtype) = (qkv.dims(), qkv.dtype());
+        let Form { query_heads, key_heads, head_dim: dim, .. } = self.form;
+        let heads = |first: usize, heads: usize, norm: &RmsNorm| {
+            let x = qkv.clone().narrow(2, first * dim, heads * dim);
+            let x = norm.forward(x.reshape([batch, tokens, heads, dim]), dtype);
+            x.reshape([batch, tokens, heads * dim])
+        };
+        let before = query_heads + key_heads;
+        let values = qkv.clone().narrow(2, before * dim, width - before * dim);
+        let queries = heads(0, query_heads, query_norm);
+        Tensor::cat(vec![queries, heads(query_heads, key_heads, key_norm), values], 2)
+    }
+
+    /// Several queries a sequence, `[batch, heads, tokens, head_dim]`, over the cache that holds their own keys already:
+    /// `[batch, tokens, heads · head_dim]`.
+    fn attend(&self, query: Tensor<4>, cache: &KeysValues, step: &Step) -> Tensor<3> {
+        let ([batch, _, tokens, dim], dtype) = (query.dims(), query.dtype());
+        let Form { query_heads, key_heads, scale, cap, slides, .. } = self.form;
+        let view = step.view(slides);
+        let [k, v] = cache.seen([view.first, step.start + tokens]);
         let (seen, group) = (k.dims()[2], query_heads / key_heads);
         // Scaled before the product: in f16 the sum of `dim` unscaled products may overflow.
-        let q = (q * scale).reshape([batch, key_heads, group * tokens, dim]);
+        let q = (query * scale).reshape([batch, key_heads, group * tokens, dim]);
         let scores = q.matmul(k.swap_dims(2, 3)).cast(DType::F32);
         let mut scores = scores.reshape([batch * key_heads, group, tokens, seen]);
         if let Some(cap) = cap {
@@ -119,11 +150,12 @@ impl Attention {
         let weights = softmax(scores, 3).cast(dtype);
         let weights = weights.reshape([batch, key_heads, group * tokens, seen]);
         let heads = weights.matmul(v).reshape([batch, query_heads, tokens, dim]);
-        self.output.forward(heads.swap_dims(1, 2).reshape([batch, tokens, query_heads * dim]))
+        heads.swap_dims(1, 2).reshape([batch, tokens, query_heads * dim])
     }
 
-    pub(super) fn linears(&self) -> [&AnyLinear; 4] {
-        [&self.query, &self.key, &self.value, &self.output]
+    /// The layers, and how many of the checkpoint each of them is.
+    pub(super) fn linears(&self) -> impl Iterator<Item = (&AnyLinear, usize)> {
+        self.inputs.linears().chain([(&self.output, 1)])
     }
 }
 

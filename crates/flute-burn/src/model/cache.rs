@@ -5,15 +5,19 @@
 //! before anything is computed.
 
 use super::rope::Rotations;
+use super::step::Step;
 use crate::checkpoint::ModelConfig;
 use crate::error::{Error, Result};
-use burn::tensor::{DType, Device, Tensor};
+use crate::fused::{self, Slot};
+use burn::tensor::{DType, Device, Distribution, Int, Tensor};
 
 /// The state of a batch of sequences.
 #[derive(Clone, Debug)]
 pub struct Cache {
     pub(super) layers: Vec<KeysValues>,
     pub(super) rotations: Rotations,
+    /// `[batch]`: where the next token of each sequence goes, on the device.
+    pub(super) position: Tensor<1, Int>,
     batch: usize,
     capacity: usize,
     len: usize,
@@ -44,6 +48,7 @@ impl Cache {
         Ok(Self {
             layers: (0..config.num_hidden_layers).map(layer).collect(),
             rotations: Rotations::new(&config.rope, config.head_dim, capacity, device),
+            position: Tensor::zeros([batch], (device, DType::I32)),
             batch,
             capacity,
             len: 0,
@@ -86,9 +91,22 @@ impl Cache {
         Ok(())
     }
 
+    /// Pretends to have seen `len` tokens, whose keys and values are noise: for measuring a step behind a long context.
+    pub(super) fn fill(&mut self, len: usize) {
+        for layer in &mut self.layers {
+            for all in [&mut layer.keys, &mut layer.values] {
+                *all = all.random_like(Distribution::Uniform(-1.0, 1.0));
+            }
+        }
+        self.len = 0;
+        self.position = self.position.zeros_like();
+        self.advance(len);
+    }
+
     /// Counts `tokens` as seen, after every layer has.
     pub(super) fn advance(&mut self, tokens: usize) {
         self.len += tokens;
+        self.position = self.position.clone() + tokens as i32;
     }
 }
 
@@ -100,20 +118,22 @@ pub(super) struct KeysValues {
 }
 
 impl KeysValues {
-    /// Puts the keys and values of new tokens behind the `start` ones there are, and returns those from `first` on. The
-    /// buffers are written in place, since nothing else holds them between two steps.
-    pub(super) fn append(
-        &mut self,
-        [start, first]: [usize; 2],
-        keys: Tensor<4>,
-        values: Tensor<4>,
-    ) -> [Tensor<4>; 2] {
-        let [batch, heads, tokens, dim] = keys.dims();
-        let put = |all: &mut Tensor<4>, new: Tensor<4>| {
-            let at = [0..batch, 0..heads, start..start + tokens, 0..dim];
-            all.inplace(|all| all.slice_assign(at, new));
-            all.clone().narrow(2, first, start + tokens - first)
-        };
-        [put(&mut self.keys, keys), put(&mut self.values, values)]
+    /// Puts the keys and values of `qkv` (q | k | v side by side) behind those there are, and returns its queries; queries
+    /// and keys are rotated. The buffers are written in place, since nothing else holds them between two steps.
+    pub(super) fn append(self, qkv: Tensor<3>, step: &Step) -> (Tensor<4>, Self) {
+        let slot = Slot { keys: self.keys, values: self.values, start: step.position.clone() };
+        let rotated = fused::rotate_append(qkv, step.rotations.tables(), slot);
+        (rotated.query, Self { keys: rotated.keys, values: rotated.values })
+    }
+
+    /// Those of the positions `first..end`.
+    pub(super) fn seen(&self, [first, end]: [usize; 2]) -> [Tensor<4>; 2] {
+        [&self.keys, &self.values].map(|all| all.clone().narrow(2, first, end - first))
+    }
+
+    /// All of them, and where the step begins.
+    pub(super) fn slot(&self, step: &Step) -> Slot {
+        let (keys, values) = (self.keys.clone(), self.values.clone());
+        Slot { keys, values, start: step.position.clone() }
     }
 }

@@ -3,22 +3,22 @@
 //! embedding.
 
 use super::attention::{Attention, soft_cap};
-use super::cache::{Cache, KeysValues};
-use super::load::Loader;
+use super::cache::Cache;
+use super::embedding::Embedding;
 use super::mlp::Mlp;
 use super::norm::RmsNorm;
+use super::source::Source;
 use super::step::Step;
 use crate::checkpoint::{Architecture, ModelConfig};
 use crate::error::Result;
 use crate::linear::AnyLinear;
-use burn::module::{Module, Param};
-use burn::tensor::{DType, Int, Tensor, module::embedding};
+use burn::module::Module;
+use burn::tensor::{DType, Int, Tensor};
 
 /// The network: from token ids to hidden states, and from those to logits.
 #[derive(Module, Debug)]
 pub(super) struct Decoder {
-    /// `[vocab, hidden]`.
-    embedding: Param<Tensor<2>>,
+    embedding: Embedding,
     blocks: Vec<Block>,
     norm: RmsNorm,
     /// None where the embedding serves as the head.
@@ -57,23 +57,23 @@ struct Block {
 impl Decoder {
     /// Reads the weights one layer after another; `progress` hears the blocks done.
     pub(super) fn load(
-        loader: &Loader<'_>,
+        source: &dyn Source,
         config: &ModelConfig,
         progress: &mut dyn FnMut(usize),
     ) -> Result<Self> {
-        let (vocab, hidden, dtype) = (config.vocab_size, config.hidden_size, loader.dtype());
+        let (vocab, hidden, dtype) = (config.vocab_size, config.hidden_size, source.dtype());
         let gemma = config.architecture == Architecture::Gemma2;
-        let embedding = loader.matrix("model.embed_tokens.weight", [vocab, hidden])?;
+        let embedding = source.embedding("model.embed_tokens", [vocab, hidden])?;
         let mut blocks = Vec::with_capacity(config.num_hidden_layers);
         for index in 0..config.num_hidden_layers {
-            blocks.push(Block::load(loader, config, index)?);
+            blocks.push(Block::load(source, config, index)?);
             progress(index + 1);
         }
         let head = match config.tie_word_embeddings {
             true => None,
-            false => Some(loader.linear("lm_head", [vocab, hidden], false)?),
+            false => Some(source.linear("lm_head", [vocab, hidden], false)?),
         };
-        let norm = loader.norm("model.norm", hidden, config)?;
+        let norm = source.norm("model.norm", hidden, config)?;
         let form = Form {
             scale: gemma.then(|| (hidden as f64).sqrt()),
             cap: config.final_logit_softcapping,
@@ -84,27 +84,45 @@ impl Decoder {
         Ok(Self { embedding, blocks, norm, head, form })
     }
 
+    /// Reads block `index` from another source.
+    pub(super) fn replace_block(
+        &mut self,
+        source: &dyn Source,
+        config: &ModelConfig,
+        index: usize,
+    ) -> Result<()> {
+        self.blocks[index] = Block::load(source, config, index)?;
+        Ok(())
+    }
+
     /// Hidden states `[batch, tokens, hidden]` of `tokens` `[batch, tokens]`, which `cache` remembers.
     pub(super) fn hidden(&self, tokens: Tensor<2, Int>, cache: &mut Cache) -> Tensor<3> {
-        let ([_, len], device) = (tokens.dims(), tokens.device());
+        let len = tokens.dims()[1];
         let Form { scale, window, dtype, stream, .. } = self.form;
-        let step = Step::new([cache.len(), len], window, &cache.rotations, &device);
-        let mut x = embedding(self.embedding.val(), tokens).cast(stream);
+        let step = Step::new(cache, len, window);
+        let mut x = self.embedding.forward(tokens).cast(stream);
         if let Some(scale) = scale {
             x = x * scale;
         }
-        for (block, cache) in self.blocks.iter().zip(&mut cache.layers) {
-            x = block.forward(x, dtype, &step, cache);
+        // Each sum is normed by whoever reads it next, in one operation.
+        let norm_of =
+            |index: usize| self.blocks.get(index).map_or(&self.norm, |block| &block.attention_norm);
+        let mut normed = norm_of(0).forward(x.clone(), dtype);
+        let layers = std::mem::take(&mut cache.layers);
+        for (index, (block, layer)) in self.blocks.iter().zip(layers).enumerate() {
+            let (attended, layer) = block.attention.forward(normed, &step, layer);
+            cache.layers.push(layer);
+            [x, normed] = block.forward([x, attended], norm_of(index + 1), dtype);
         }
         cache.advance(len);
-        self.norm.forward(x, dtype)
+        normed
     }
 
     /// Logits `[.., vocab]` of hidden states, in f32.
     pub(super) fn logits(&self, hidden: Tensor<3>) -> Tensor<3> {
         let logits = match &self.head {
             Some(head) => head.forward(hidden),
-            None => hidden.matmul(self.embedding.val().transpose().unsqueeze()),
+            None => self.embedding.logits(hidden),
         };
         let logits = logits.cast(DType::F32);
         match self.form.cap {
@@ -113,17 +131,27 @@ impl Decoder {
         }
     }
 
-    /// Every linear layer, the head included.
-    pub(super) fn linears(&self) -> impl Iterator<Item = &AnyLinear> {
+    /// The head, where it is not the embedding.
+    pub(super) fn head(&self) -> Option<&AnyLinear> {
+        self.head.as_ref()
+    }
+
+    /// Bytes that computing logits reads.
+    pub(super) fn head_bytes(&self) -> usize {
+        self.head.as_ref().map_or_else(|| self.embedding.bytes(), AnyLinear::bytes)
+    }
+
+    /// Every linear layer, the head included, and how many of the checkpoint each of them is.
+    pub(super) fn linears(&self) -> impl Iterator<Item = (&AnyLinear, usize)> {
         let linears = self.blocks.iter().flat_map(Block::linears);
-        linears.chain(&self.head)
+        linears.chain(self.head.iter().map(|head| (head, 1)))
     }
 }
 
 impl Block {
-    fn load(loader: &Loader<'_>, config: &ModelConfig, index: usize) -> Result<Self> {
+    fn load(source: &dyn Source, config: &ModelConfig, index: usize) -> Result<Self> {
         let block = format!("model.layers.{index}");
-        let norm = |part: &str| loader.norm(&format!("{block}.{part}"), config.hidden_size, config);
+        let norm = |part: &str| source.norm(&format!("{block}.{part}"), config.hidden_size, config);
         // One name, two places: LLaMA's norm before the MLP is Gemma-2's norm behind the attention.
         let (mlp_norm, attended_norm, mixed_norm) = match config.architecture {
             Architecture::Gemma2 => (
@@ -135,34 +163,32 @@ impl Block {
         };
         Ok(Self {
             attention_norm: norm("input_layernorm")?,
-            attention: Attention::load(loader, config, &block, index)?,
+            attention: Attention::load(source, config, &block, index)?,
             attended_norm,
             mlp_norm,
-            mlp: Mlp::load(loader, config, &block)?,
+            mlp: Mlp::load(source, config, &block)?,
             mixed_norm,
         })
     }
 
-    /// The stream `x`, of any type, behind this block; its layers compute in `dtype`.
+    /// The stream `x`, of any type, behind this block, whose attention said `attended`; and its norm by `next`, in the
+    /// `dtype` that layers compute in.
     fn forward(
         &self,
-        x: Tensor<3>,
+        [x, attended]: [Tensor<3>; 2],
+        next: &RmsNorm,
         dtype: DType,
-        step: &Step,
-        cache: &mut KeysValues,
-    ) -> Tensor<3> {
+    ) -> [Tensor<3>; 2] {
         let stream = x.dtype();
-        let added = |y: Tensor<3>, norm: &Option<RmsNorm>| match norm {
+        let branch = |y: Tensor<3>, norm: &Option<RmsNorm>| match norm {
             Some(norm) => norm.forward(y, stream),
-            None => y.cast(stream),
+            None => y,
         };
-        let attended =
-            self.attention.forward(self.attention_norm.forward(x.clone(), dtype), step, cache);
-        let x = x + added(attended, &self.attended_norm);
-        let mixed = self.mlp.forward(self.mlp_norm.forward(x.clone(), dtype));
-        x + added(mixed, &self.mixed_norm)
+        let [x, normed] = self.mlp_norm.add(x, branch(attended, &self.attended_norm), dtype);
+        next.add(x, branch(self.mlp.forward(normed), &self.mixed_norm), dtype)
     }
-    fn linears(&self) -> impl Iterator<Item = &AnyLinear> {
-        self.attention.linears().into_iter().chain(self.mlp.linears())
+
+    fn linears(&self) -> impl Iterator<Item = (&AnyLinear, usize)> {
+        self.attention.linears().chain(self.mlp.linears())
     }
 }

@@ -1,13 +1,21 @@
-//! From files to parameters, one tensor after another: the host never holds more than one layer in f32.
+//! From files to parameters, one layer after another.
+//!
+//! Codes go from the file to kernel order without a form between them, dense weights in the type that the device holds:
+//! the host never has more than the layers of one product, and what is on its way to the device.
 
+use super::embedding::Embedding;
 use super::norm::RmsNorm;
-use crate::checkpoint::{Architecture, ModelConfig, Reader, StoredWeight};
+use super::projections::{Projections, Stack};
+use super::source::Source;
+use crate::checkpoint::{Architecture, ModelConfig, PackedLinear, Reader, StoredWeight};
 use crate::device;
 use crate::error::{Error, Result};
 use crate::hadamard;
 use crate::linear::{AnyLinear, FluteLinear, Rotation};
 use burn::module::{Param, ParamId};
+use burn::nn;
 use burn::tensor::{DType, Device, Tensor, TensorData};
+use flute_cube::PackedWeight;
 
 /// Where a model is loaded to, and how.
 #[derive(Clone, Debug)]
@@ -19,12 +27,15 @@ pub struct LoadOptions {
     /// Decode quantized layers once, when they are loaded, and keep them dense: the memory of a dense model, and on a
     /// CPU many times its quantized speed, since no kernel there reads codes.
     pub dequantize: bool,
+    /// Make one layer of q, k and v, and one of gate and up, where they are quantized alike: fewer and larger products.
+    /// Without it every layer of the checkpoint is a layer of the model.
+    pub fuse: bool,
 }
 
 impl LoadOptions {
-    /// To `device`, in its default type, quantized layers as they are.
+    /// To `device`, in its default type, quantized layers as they are and fused.
     pub fn new(device: Device) -> Self {
-        Self { device, dtype: None, dequantize: false }
+        Self { device, dtype: None, dequantize: false, fuse: true }
     }
 }
 
@@ -42,54 +53,132 @@ impl<'a> Loader<'a> {
         Ok(Self { reader, dtype, options })
     }
 
-    pub(super) fn dtype(&self) -> DType {
+    fn tensor<const D: usize>(
+        &self,
+        name: &str,
+        shape: [usize; D],
+        dtype: DType,
+    ) -> Result<Param<Tensor<D>>> {
+        expect(name, &self.reader.info(name)?.shape, &shape)?;
+        let data = self.reader.data(name, device::kernel_dtype(dtype)?)?;
+        let device = &self.options.device;
+        let tensor = device.memory_persistent_allocations(data, |data: TensorData| {
+            Tensor::from_data(data, (device, dtype))
+        });
+        Ok(Param::initialized(ParamId::new(), tensor))
+    }
+
+    fn expect_bias(&self, name: &str) -> Result<()> {
+        let tensor = format!("{name}.bias");
+        if self.reader.contains(&tensor) {
+            return Ok(());
+        }
+        Err(Error::TensorAbsent { dir: self.reader.dir().into(), tensor })
+    }
+
+    fn dense(&self, name: &str, shape: [usize; 2]) -> Result<AnyLinear> {
+        let bias = format!("{name}.bias");
+        // Burn's layout is [k, n]: a transposed view of the rows as they lie, which its matmuls read as well.
+        let weight = self.matrix(&format!("{name}.weight"), shape)?.map(Tensor::transpose);
+        let bias = match self.reader.contains(&bias) {
+            true => Some(self.tensor(&bias, [shape[0]], self.dtype)?),
+            false => None,
+        };
+        Ok(AnyLinear::Dense(nn::Linear { weight, bias }))
+    }
+
+    /// A quantized layer, decoded.
+    fn decoded(&self, name: &str, [n, k]: [usize; 2]) -> Result<AnyLinear> {
+        let stored = self.reader.linear(name)?;
+        let dense = match stored.weight {
+            StoredWeight::Dense { data, .. } => data,
+            StoredWeight::Quantized(weight) => {
+                expect_codes(name, [weight.n(), weight.k()], [n, k], stored.hadamard_size)?;
+                match stored.hadamard_size {
+                    Some(block) => hadamard::restored_rows(weight.dequantize(), k, block),
+                    None => weight.dequantize(),
+                }
+            }
+        };
+        AnyLinear::dense(dense, [n, k], stored.bias, self.dtype, &self.options.device)
+    }
+
+    fn packed(&self, name: &str, shape: [usize; 2]) -> Result<PackedLinear> {
+        let packed = self.reader.packed(name)?;
+        let PackedWeight { n, k, .. } = packed.weight;
+        expect_codes(name, [n, k], shape, packed.hadamard_size)?;
+        Ok(packed)
+    }
+
+    fn layer(&self, packed: PackedLinear, in_features: usize) -> Result<AnyLinear> {
+        let PackedLinear { weight, bias, hadamard_size } = packed;
+        let (dtype, device) = (self.dtype, &self.options.device);
+        let linear = FluteLinear::from_packed(weight, bias.as_deref(), dtype, device)?;
+        Ok(AnyLinear::Flute(match hadamard_size {
+            Some(block) => linear.with_rotation(Rotation { block, in_features })?,
+            None => linear,
+        }))
+    }
+}
+
+impl Source for Loader<'_> {
+    fn dtype(&self) -> DType {
         self.dtype
     }
 
-    /// The linear layer `name` of `[n, k]`, dense or quantized as it is stored; `bias` says whether it must have one.
-    pub(super) fn linear(&self, name: &str, shape: [usize; 2], bias: bool) -> Result<AnyLinear> {
-        let (dense, tensor) = (format!("{name}.weight"), format!("{name}.bias"));
-        if bias && !self.reader.contains(&tensor) {
-            return Err(Error::TensorAbsent { dir: self.reader.dir().into(), tensor });
+    /// Dense or quantized, as it is stored; it must have a bias where `bias` says so.
+    fn linear(&self, name: &str, shape: [usize; 2], bias: bool) -> Result<AnyLinear> {
+        if bias {
+            self.expect_bias(name)?;
         }
-        if self.reader.contains(&dense) && !self.reader.is_quantized(name) {
-            expect(&dense, &self.reader.info(&dense)?.shape, &shape)?;
+        match (self.reader.is_quantized(name), self.options.dequantize) {
+            (false, _) => self.dense(name, shape),
+            (true, true) => self.decoded(name, shape),
+            (true, false) => self.layer(self.packed(name, shape)?, shape[1]),
         }
-        let stored = self.reader.linear(name)?;
-        let (dtype, device) = (self.dtype, &self.options.device);
-        match stored.weight {
-            StoredWeight::Dense { data, .. } => {
-                AnyLinear::dense(data, shape, stored.bias, dtype, device)
+    }
+
+    fn projections(&self, stack: Stack<'_>) -> Result<Projections> {
+        let one = |(name, shape): (String, [usize; 2])| self.linear(&name, shape, stack.bias);
+        let quantized = stack.layers().all(|(name, _)| self.reader.is_quantized(&name));
+        if !quantized || self.options.dequantize || !self.options.fuse {
+            let layers = stack.layers().map(one).collect::<Result<_>>()?;
+            return Ok(Projections::apart(layers));
+        }
+        let mut parts = vec![];
+        for (name, shape) in stack.layers() {
+            if stack.bias {
+                self.expect_bias(&name)?;
             }
-            StoredWeight::Quantized(weight) => {
-                let [n, k] = shape;
-                let block = stored.hadamard_size;
-                let needed = [n, block.map_or(k, |block| k.next_multiple_of(block))];
-                expect(&format!("{name}.codes"), &[weight.n(), weight.k()], &needed)?;
-                if self.options.dequantize {
-                    let mut dense = weight.dequantize();
-                    if let Some(block) = block {
-                        dense = hadamard::restored_rows(dense, k, block);
-                    }
-                    return AnyLinear::dense(dense, shape, stored.bias, dtype, device);
-                }
-                let bias = stored.bias.as_deref();
-                let linear = FluteLinear::from_quantized(&weight, bias, dtype, device)?;
-                Ok(AnyLinear::Flute(match block {
-                    Some(block) => linear.with_rotation(Rotation { block, in_features: k })?,
-                    None => linear,
-                }))
+            parts.push(self.packed(&name, shape)?);
+        }
+        match stacked(parts) {
+            Ok(all) => {
+                let layer = self.layer(all, stack.in_features)?;
+                Ok(Projections::together(layer, stack.widths()))
+            }
+            Err(parts) => {
+                let layer = |part| self.layer(part, stack.in_features);
+                Ok(Projections::apart(parts.into_iter().map(layer).collect::<Result<_>>()?))
             }
         }
     }
 
-    /// The matrix `name`, in the model's type.
-    pub(super) fn matrix(&self, name: &str, shape: [usize; 2]) -> Result<Param<Tensor<2>>> {
+    fn matrix(&self, name: &str, shape: [usize; 2]) -> Result<Param<Tensor<2>>> {
         self.tensor(name, shape, self.dtype)
     }
 
-    /// The norm `name` over `len` features, in f32: norms are computed in it.
-    pub(super) fn norm(&self, name: &str, len: usize, config: &ModelConfig) -> Result<RmsNorm> {
+    fn embedding(&self, name: &str, shape: [usize; 2]) -> Result<Embedding> {
+        if !self.reader.is_quantized(name) {
+            return Ok(Embedding::Dense(self.matrix(&format!("{name}.weight"), shape)?));
+        }
+        Ok(match self.linear(name, shape, false)? {
+            AnyLinear::Flute(weight) => Embedding::Flute(weight),
+            AnyLinear::Dense(linear) => Embedding::Dense(linear.weight.map(Tensor::transpose)),
+        })
+    }
+
+    fn norm(&self, name: &str, len: usize, config: &ModelConfig) -> Result<RmsNorm> {
         let gain = self.tensor(&format!("{name}.weight"), [len], DType::F32)?;
         let gain = match config.architecture {
             // Stored is how far the gain lies from 1.
@@ -98,22 +187,39 @@ impl<'a> Loader<'a> {
         };
         Ok(RmsNorm::new(gain, config.rms_norm_eps))
     }
+}
 
-    fn tensor<const D: usize>(
-        &self,
-        name: &str,
-        shape: [usize; D],
-        dtype: DType,
-    ) -> Result<Param<Tensor<D>>> {
-        expect(name, &self.reader.info(name)?.shape, &shape)?;
-        let stored = self.reader.tensor(name)?;
-        let device = &self.options.device;
-        let data = TensorData::new(stored.data, shape);
-        let tensor = device.memory_persistent_allocations(data, |data: TensorData| {
-            Tensor::from_data(data, (device, dtype))
-        });
-        Ok(Param::initialized(ParamId::new(), tensor))
+/// The rows of all `parts` as one layer, or the parts again where they differ.
+fn stacked(parts: Vec<PackedLinear>) -> std::result::Result<PackedLinear, Vec<PackedLinear>> {
+    let biases = parts.iter().filter(|part| part.bias.is_some()).count();
+    let rotations = parts.windows(2).all(|two| two[0].hadamard_size == two[1].hadamard_size);
+    if !rotations || (biases > 0 && biases < parts.len()) || parts.is_empty() {
+        return Err(parts);
     }
+    let hadamard_size = parts[0].hadamard_size;
+    let (weights, biases): (Vec<_>, Vec<_>) =
+        parts.into_iter().map(|part| (part.weight, part.bias)).unzip();
+    match PackedWeight::stack(weights) {
+        Ok(weight) => {
+            let bias = biases.into_iter().collect::<Option<Vec<_>>>().map(|all| all.concat());
+            Ok(PackedLinear { weight, bias, hadamard_size })
+        }
+        Err(weights) => {
+            let part = |(weight, bias)| PackedLinear { weight, bias, hadamard_size };
+            Err(weights.into_iter().zip(biases).map(part).collect())
+        }
+    }
+}
+
+/// Codes of `[n, k]`, the k in whole blocks where they are rotated.
+fn expect_codes(
+    name: &str,
+    found: [usize; 2],
+    [n, k]: [usize; 2],
+    hadamard_size: Option<usize>,
+) -> Result<()> {
+    let k = hadamard_size.map_or(k, |block| k.next_multiple_of(block));
+    expect(&format!("{name}.codes"), &found, &[n, k])
 }
 
 fn expect(tensor: &str, found: &[usize], needed: &[usize]) -> Result<()> {

@@ -1,17 +1,19 @@
 //! The gated MLP of a block.
 
-use super::load::Loader;
+use super::projections::{Projections, Stack};
+use super::source::Source;
 use crate::checkpoint::{Activation, ModelConfig};
 use crate::error::Result;
+use crate::fused;
 use crate::linear::AnyLinear;
 use burn::module::Module;
-use burn::tensor::{Tensor, activation};
+use burn::tensor::Tensor;
 
 /// `down(act(gate(x)) · up(x))`.
 #[derive(Module, Debug)]
 pub(super) struct Mlp {
-    gate: AnyLinear,
-    up: AnyLinear,
+    /// Gate and up.
+    inputs: Projections,
     down: AnyLinear,
     #[module(skip)]
     activation: Activation,
@@ -19,29 +21,28 @@ pub(super) struct Mlp {
 
 impl Mlp {
     /// That of the block whose tensors begin with `block`.
-    pub(super) fn load(loader: &Loader<'_>, config: &ModelConfig, block: &str) -> Result<Self> {
+    pub(super) fn load(source: &dyn Source, config: &ModelConfig, block: &str) -> Result<Self> {
         let (hidden, inner) = (config.hidden_size, config.intermediate_size);
-        let linear = |part: &str, shape| {
-            loader.linear(&format!("{block}.mlp.{part}_proj"), shape, config.mlp_bias)
+        let bias = config.mlp_bias;
+        let inputs = Stack {
+            parent: &format!("{block}.mlp"),
+            parts: &[("gate_proj", inner), ("up_proj", inner)],
+            in_features: hidden,
+            bias,
         };
         Ok(Self {
-            gate: linear("gate", [inner, hidden])?,
-            up: linear("up", [inner, hidden])?,
-            down: linear("down", [hidden, inner])?,
+            inputs: source.projections(inputs)?,
+            down: source.linear(&format!("{block}.mlp.down_proj"), [hidden, inner], bias)?,
             activation: config.activation,
         })
     }
 
     pub(super) fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let gate = self.gate.forward(x.clone());
-        let gate = match self.activation {
-            Activation::Silu => activation::silu(gate),
-            Activation::GeluTanh => activation::gelu_approximate(gate),
-        };
-        self.down.forward(gate * self.up.forward(x))
+        self.down.forward(fused::gate(self.inputs.forward(x), self.activation))
     }
 
-    pub(super) fn linears(&self) -> [&AnyLinear; 3] {
-        [&self.gate, &self.up, &self.down]
+    /// As that of attention.
+    pub(super) fn linears(&self) -> impl Iterator<Item = (&AnyLinear, usize)> {
+        self.inputs.linears().chain([(&self.down, 1)])
     }
 }

@@ -10,14 +10,24 @@
 mod attention;
 mod cache;
 mod decoder;
+mod disturbed;
+mod embedding;
+mod greedy;
 mod load;
 mod mlp;
+mod module;
 mod norm;
+mod projections;
 mod rope;
+mod source;
 mod step;
+mod synthetic;
 
 pub use cache::Cache;
+pub(crate) use disturbed::Disturbance;
+pub use greedy::Likeliest;
 pub use load::LoadOptions;
+pub use synthetic::SyntheticOptions;
 
 use crate::checkpoint::{GenerationConfig, ModelConfig, Reader};
 use crate::error::{Error, Result};
@@ -25,7 +35,9 @@ use crate::linear::AnyLinear;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use decoder::Decoder;
 use load::Loader;
+use source::Source;
 use std::path::Path;
+use synthetic::Synthetic;
 
 /// A model on a device.
 #[derive(Clone, Debug)]
@@ -41,7 +53,7 @@ pub struct Model {
 /// What the linear layers of a model hold.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct WeightSummary {
-    /// Linear layers, the head included where it is one.
+    /// Linear layers of the checkpoint, the head included where it is one.
     pub linears: usize,
     /// Those of them that hold codes.
     pub quantized: usize,
@@ -49,6 +61,24 @@ pub struct WeightSummary {
     pub weights: usize,
     /// Bytes of them on the device, scales and tables included.
     pub bytes: usize,
+}
+
+/// What a step of decoding reads, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct StepBytes {
+    /// Linear layers but the head: codes, scales, tables, or dense weights.
+    pub linears: usize,
+    /// The head, be it a layer of its own or the embedding.
+    pub head: usize,
+    /// Keys and values.
+    pub cache: usize,
+}
+
+impl StepBytes {
+    /// All of them.
+    pub fn total(&self) -> usize {
+        self.linears + self.head + self.cache
+    }
 }
 
 impl Model {
@@ -79,6 +109,19 @@ impl Model {
         Ok(Self { config, generation, network, device, dtype })
     }
 
+    /// A model of `config` whose weights are noise, made on its device: for measuring. Its tokens mean nothing.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] and [`flute_cube::Error`] for types and formats that the device does not serve;
+    /// [`Error::DeviceFailed`].
+    pub fn synthetic(config: ModelConfig, options: &SyntheticOptions) -> Result<Self> {
+        let source = Synthetic::new(options, config.tie_word_embeddings)?;
+        let network = Box::new(Decoder::load(&source, &config, &mut |_| {})?);
+        let (device, dtype) = (options.device.clone(), source.dtype());
+        let generation = GenerationConfig::default();
+        Ok(Self { config, generation, network, device, dtype })
+    }
+
     /// Ids to a tensor `[batch, ids / batch]` on the model's device.
     ///
     /// # Errors
@@ -103,6 +146,19 @@ impl Model {
     /// [`Error::InvalidOption`] if either is 0; [`Error::PromptTooLong`] if the context is shorter than `capacity`.
     pub fn new_cache(&self, batch: usize, capacity: usize) -> Result<Cache> {
         Cache::new(&self.config, [batch, capacity], self.dtype, &self.device)
+    }
+
+    /// As [`Model::new_cache`], already `len` tokens long, which are noise: for measuring.
+    ///
+    /// # Errors
+    /// As [`Model::new_cache`]; [`Error::PromptTooLong`] if `len` is beyond the capacity.
+    pub fn noise_cache(&self, batch: usize, capacity: usize, len: usize) -> Result<Cache> {
+        if len > capacity {
+            return Err(Error::PromptTooLong { found: len, limit: capacity });
+        }
+        let mut cache = self.new_cache(batch, capacity)?;
+        cache.fill(len);
+        Ok(cache)
     }
 
     /// Logits `[batch, tokens, vocab]`, f32, of the `tokens` `[batch, tokens]` that follow what `cache` has seen.
@@ -182,12 +238,26 @@ impl Model {
         self.dtype
     }
 
+    /// Bytes that a step of one token for each of `batch` sequences of `context` tokens reads: every weight once, and
+    /// the keys and values that are seen.
+    pub fn step_bytes(&self, batch: usize, context: usize) -> StepBytes {
+        let config = &self.config;
+        let window = config.sliding_window.unwrap_or(context);
+        let seen = |slides: &bool| if *slides { context.min(window) } else { context };
+        let tokens: usize = config.sliding.iter().map(seen).sum();
+        let token = 2 * config.num_key_value_heads * config.head_dim * self.dtype.size();
+        let head = self.network.head_bytes();
+        let weights = self.network.linears().map(|(linear, _)| linear.bytes()).sum::<usize>();
+        let linears = weights - self.network.head().map_or(0, AnyLinear::bytes);
+        StepBytes { linears, head, cache: batch * tokens * token }
+    }
+
     /// Its linear layers in numbers.
     pub fn weights(&self) -> WeightSummary {
         let mut sum = WeightSummary::default();
-        for linear in self.network.linears() {
-            sum.linears += 1;
-            sum.quantized += usize::from(matches!(linear, AnyLinear::Flute(_)));
+        for (linear, count) in self.network.linears() {
+            sum.linears += count;
+            sum.quantized += count * usize::from(matches!(linear, AnyLinear::Flute(_)));
             sum.weights += linear.shape().iter().product::<usize>();
             sum.bytes += linear.bytes();
         }

@@ -1,5 +1,6 @@
 //! RMS normalization, in f32 whatever the model's type: a mean of squares overflows f16.
 
+use crate::fused::{self, Norm};
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Tensor};
 
@@ -18,9 +19,20 @@ impl RmsNorm {
 
     /// `x` normalized, in `dtype`.
     pub(super) fn forward<const D: usize>(&self, x: Tensor<D>, dtype: DType) -> Tensor<D> {
-        let x = x.cast(DType::F32);
-        let mean = x.clone().square().mean_dim(D - 1);
-        let y = x * mean.add_scalar(self.epsilon).sqrt().recip() * self.gain.val().unsqueeze();
-        y.cast(dtype)
+        fused::norm(x, self.gain.val(), self.form(dtype))
+    }
+
+    /// `stream + branch`, in the type of `stream`, and that sum normalized, in `dtype`.
+    pub(super) fn add<const D: usize>(
+        &self,
+        stream: Tensor<D>,
+        branch: Tensor<D>,
+        dtype: DType,
+    ) -> [Tensor<D>; 2] {
+        fused::add_norm(stream, branch, self.gain.val(), self.form(dtype))
+    }
+
+    fn form(&self, dtype: DType) -> Norm {
+        Norm { epsilon: self.epsilon, offset: 0.0, dtype }
     }
 }

@@ -35,21 +35,9 @@ impl Rotations {
         }
     }
 
-    /// The rotations of the `len` positions from `start` on.
-    pub(super) fn at(&self, start: usize, len: usize) -> Self {
-        let rows = |table: &Tensor<2>| table.clone().narrow(0, start, len);
-        Self { cos: rows(&self.cos), sin: rows(&self.sin) }
-    }
-
-    /// `x` `[batch, heads, positions, head_dim]` rotated, in its own type.
-    pub(super) fn apply(&self, x: Tensor<4>) -> Tensor<4> {
-        let (dtype, half) = (x.dtype(), x.dims()[3] / 2);
-        let x = x.cast(DType::F32);
-        let (a, b) = (x.clone().narrow(3, 0, half), x.narrow(3, half, half));
-        let (cos, sin) = (self.cos.clone().unsqueeze::<4>(), self.sin.clone().unsqueeze::<4>());
-        let first = a.clone() * cos.clone() - b.clone() * sin.clone();
-        let second = b * cos + a * sin;
-        Tensor::cat(vec![first, second], 3).cast(dtype)
+    /// Cosines and sines.
+    pub(super) fn tables(&self) -> [Tensor<2>; 2] {
+        [self.cos.clone(), self.sin.clone()]
     }
 }
 
@@ -118,16 +106,14 @@ mod tests {
     }
 
     #[test]
-    fn a_rotation_keeps_lengths_and_position_zero_keeps_everything() {
-        let device = Device::flex();
-        let rotations = Rotations::new(&rope(RopeScaling::None), 4, 8, &device);
-        let data = TensorData::new(vec![1.0f32, 2.0, 3.0, 4.0], [1, 1, 1, 4]);
-        let x = Tensor::<4>::from_data(data, &device);
-        let still = rotations.at(0, 1).apply(x.clone()).try_into_vec_as::<f32>().unwrap();
-        assert_eq!(still, [1.0, 2.0, 3.0, 4.0]);
-        let turned = rotations.at(5, 1).apply(x).try_into_vec_as::<f32>().unwrap();
-        let length: f32 = turned.iter().map(|v| v * v).sum();
-        assert!((length - 30.0).abs() < 1e-4, "{turned:?}");
-        assert!((turned[0] - (5f32.cos() - 3.0 * 5f32.sin())).abs() < 1e-5, "{turned:?}");
+    fn position_zero_is_not_turned_and_pair_zero_turns_by_a_radian_a_position() {
+        let rotations = Rotations::new(&rope(RopeScaling::None), 4, 8, &Device::flex());
+        let [cos, sin] = rotations.tables().map(|table| table.try_into_vec_as::<f32>().unwrap());
+        assert_eq!((&cos[..2], &sin[..2]), ([1.0; 2].as_slice(), [0.0; 2].as_slice()));
+        for (position, (cos, sin)) in cos.chunks(2).zip(sin.chunks(2)).enumerate() {
+            let angle = position as f32;
+            assert!((cos[0] - angle.cos()).abs() < 1e-6 && (sin[0] - angle.sin()).abs() < 1e-6);
+            assert!((cos[1].powi(2) + sin[1].powi(2) - 1.0).abs() < 1e-6, "{position}");
+        }
     }
 }

@@ -1,14 +1,19 @@
 //! What all layers of one step share: positions, and which tokens see which.
 
+use super::cache::Cache;
 use super::rope::Rotations;
-use burn::tensor::{Bool, Device, Tensor};
+use burn::tensor::{Bool, Device, Int, Tensor};
 
 /// A step: `tokens` new ones behind `start` that were seen before.
 pub(super) struct Step {
     /// Tokens seen before this step.
     pub(super) start: usize,
-    /// Rotations of this step's positions.
+    /// The same of each sequence, on the device.
+    pub(super) position: Tensor<1, Int>,
+    /// Of every position.
     pub(super) rotations: Rotations,
+    /// That of sliding layers.
+    pub(super) window: Option<usize>,
     full: View,
     /// None where the window still reaches back to the first token.
     sliding: Option<View>,
@@ -23,19 +28,17 @@ pub(super) struct View {
 }
 
 impl Step {
-    /// `window` is that of sliding layers.
-    pub(super) fn new(
-        [start, tokens]: [usize; 2],
-        window: Option<usize>,
-        rotations: &Rotations,
-        device: &Device,
-    ) -> Self {
-        let window = window.filter(|window| start + tokens > *window);
+    /// `tokens` behind those that `cache` has; `window` is that of sliding layers.
+    pub(super) fn new(cache: &Cache, tokens: usize, window: Option<usize>) -> Self {
+        let (start, device) = (cache.len(), cache.position.device());
+        let slides = window.filter(|window| start + tokens > *window);
         Self {
             start,
-            rotations: rotations.at(start, tokens),
-            full: View::full([start, tokens], device),
-            sliding: window.map(|window| View::sliding([start, tokens], window, device)),
+            position: cache.position.clone(),
+            rotations: cache.rotations.clone(),
+            window,
+            full: View::full([start, tokens], &device),
+            sliding: slides.map(|window| View::sliding([start, tokens], window, &device)),
         }
     }
 
@@ -69,14 +72,14 @@ impl View {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::checkpoint::{Rope, RopeScaling};
 
     /// Positions of the keys that each new token sees in a sliding layer.
     fn seen(start: usize, tokens: usize, window: usize) -> Vec<Vec<usize>> {
-        let device = Device::flex();
-        let rope = Rope { theta: 1e4, scaling: RopeScaling::None };
-        let rotations = Rotations::new(&rope, 2, 32, &device);
-        let step = Step::new([start, tokens], Some(window), &rotations, &device);
+        let config = crate::checkpoint::shapes::named("tiny").unwrap();
+        let mut cache = Cache::new(&config, [1, 32], burn::tensor::DType::F32, &Device::flex());
+        let cache = cache.as_mut().unwrap();
+        cache.advance(start);
+        let step = Step::new(cache, tokens, Some(window));
         let view = step.view(true);
         let keys = start + tokens - view.first;
         let mask = match &view.mask {

@@ -4,11 +4,13 @@
 //! that are not finite, naming the tensor and the place, since one NaN would turn into plausible codes.
 
 mod absmax;
+mod allocate;
 pub mod grid;
 mod higgs;
 mod lloyd;
 mod planes;
 
+pub use allocate::{Choice, allocate};
 pub use higgs::Higgs;
 
 use crate::error::{Error, Result};

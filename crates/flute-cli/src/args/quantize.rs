@@ -1,5 +1,6 @@
 //! What `flute quantize` and `flute grid` take.
 
+use super::learn::LearnArgs;
 use clap::builder::FalseyValueParser;
 use clap::{Args, ValueEnum};
 use flute_burn::checkpoint::ScaleDtype;
@@ -45,6 +46,33 @@ pub(crate) struct QuantizeArgs {
     #[arg(long, default_value = "512", value_name = "SIZE", env = "FLUTE_HADAMARD_SIZE")]
     pub(crate) hadamard_size: usize,
 
+    /// Bits a weight at most over all layers, such as 3.25: gives each of them 2, 3 or 4 bits in
+    /// higgs grids, or leaves it dense, by how much it matters
+    #[arg(
+        long,
+        value_name = "BITS",
+        conflicts_with_all = ["bits", "table", "dimension"],
+        env = "FLUTE_BUDGET_BITS"
+    )]
+    pub(crate) budget_bits: Option<f64>,
+
+    /// UTF-8 text to learn from, or to measure what layers matter on (random tokens if none is given)
+    #[arg(long, value_name = "FILE", env = "FLUTE_TEXT")]
+    pub(crate) text: Option<PathBuf>,
+
+    /// Where the model runs while it is measured or learns: auto, cuda:N, vulkan:N, wgpu:N or cpu
+    #[arg(long, default_value = "auto", env = "FLUTE_DEVICE")]
+    pub(crate) device: String,
+
+    /// Quantize lm_head too, in so many bits; it is read for every token
+    #[arg(long, value_name = "BITS", value_parser = bits, env = "FLUTE_LM_HEAD")]
+    pub(crate) lm_head: Option<Bits>,
+
+    /// Quantize the embedding too, in so many bits; where it serves as lm_head, one copy of the
+    /// codes serves both
+    #[arg(long, value_name = "BITS", value_parser = bits, env = "FLUTE_EMBEDDINGS")]
+    pub(crate) embeddings: Option<Bits>,
+
     /// Layers to leave dense beside embeddings and lm_head, such as down_proj, layers.0 or
     /// model.*.self_attn.*; may be repeated
     #[arg(long, value_delimiter = ',', value_name = "LAYERS", env = "FLUTE_SKIP")]
@@ -63,6 +91,9 @@ pub(crate) struct QuantizeArgs {
     /// Replace the output directory if it exists
     #[arg(long, env = "FLUTE_FORCE", value_parser = FalseyValueParser::new())]
     pub(crate) force: bool,
+
+    #[command(flatten)]
+    pub(crate) learn: LearnArgs,
 }
 
 #[derive(Debug, Args)]
@@ -104,12 +135,12 @@ impl From<ScaleArg> for ScaleDtype {
     }
 }
 
-fn bits(text: &str) -> Result<Bits, String> {
+pub(super) fn bits(text: &str) -> Result<Bits, String> {
     let bits: u8 = text.parse().map_err(|_| "choose 2, 3 or 4".to_owned())?;
     Bits::new(bits).map_err(|error| error.to_string())
 }
 
-fn group(text: &str) -> Result<Group, String> {
+pub(super) fn group(text: &str) -> Result<Group, String> {
     if text == "row" {
         return Ok(Group::Whole);
     }

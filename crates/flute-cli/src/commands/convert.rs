@@ -26,6 +26,7 @@ pub(crate) fn run(args: &ConvertArgs, quiet: bool) -> anyhow::Result<()> {
     let format = match args.to {
         FormatArg::Flute => "flute's format",
         FormatArg::FluteLegacy => "the format of the Python package FLUTE",
+        FormatArg::Higgs => "the HIGGS format of transformers",
     };
     output::line(format_args!("written to {target} in {format}"))?;
     Ok(())

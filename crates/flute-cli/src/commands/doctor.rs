@@ -1,9 +1,10 @@
 //! `flute doctor`: the devices of this machine, what each can do, and what is missing.
 
-use crate::args::DoctorArgs;
+use crate::args::{DoctorArgs, ProductArgs};
 use crate::output;
+use crate::product::Product;
 use flute_burn::device::{self, DeviceInfo};
-use flute_cube::{Dtype, Format, Limits, Plan, Problem};
+use flute_cube::{Dtype, Format, Limits, Plan, Problem, tune};
 use serde::Serialize;
 use std::fmt;
 use std::path::PathBuf;
@@ -35,8 +36,10 @@ struct Gpu {
     units_per_cube: usize,
     tensor_cores: bool,
     kernels: &'static str,
-    /// The plan of one token through a layer of 4096 × 4096, W4G128.
+    /// The plan of one token through a layer of 4096 × 4096, W4G128, without measuring.
     plan: String,
+    /// Of the products that were asked for.
+    products: Vec<Product>,
 }
 
 pub(crate) fn run(args: &DoctorArgs) -> anyhow::Result<()> {
@@ -45,21 +48,33 @@ pub(crate) fn run(args: &DoctorArgs) -> anyhow::Result<()> {
         nvidia_driver: nvidia_driver(),
         cuda_headers: device::cuda_headers(),
         auto: device::name(&device::parse("auto")?),
-        devices: device::available().iter().map(entry).collect::<anyhow::Result<_>>()?,
+        devices: device::available()
+            .iter()
+            .map(|info| entry(info, &args.products))
+            .collect::<anyhow::Result<_>>()?,
     };
     let printed = if args.json.wanted { output::json(&report) } else { output::line(&report) };
     Ok(printed?)
 }
 
-fn entry(info: &DeviceInfo) -> anyhow::Result<Entry> {
+fn entry(info: &DeviceInfo, products: &ProductArgs) -> anyhow::Result<Entry> {
     let client = info.device.as_ref().and_then(device::client);
+    let gpu = client.map(|client| -> anyhow::Result<Gpu> {
+        let limits = Limits::of(&client);
+        let mut gpu = gpu(&limits)?;
+        for problem in products.problems(&limits)? {
+            let plan = tune::plan(&client, &problem)?;
+            gpu.products.push(Product::new(&problem, &plan, tune::tuned(&client, &problem)));
+        }
+        Ok(gpu)
+    });
     Ok(Entry {
         name: info.name.clone(),
         description: info.description.clone(),
         runtime: info.runtime.clone(),
         opens: info.device.is_some(),
         dtypes: info.dtypes.iter().map(|dtype| dtype.name()).collect(),
-        gpu: client.map(|client| gpu(&Limits::of(&client))).transpose()?,
+        gpu: gpu.transpose()?,
     })
 }
 
@@ -74,9 +89,10 @@ fn gpu(limits: &Limits) -> flute_cube::Result<Gpu> {
         tensor_cores: limits.mma,
         kernels: match plan {
             Plan::Portable(_) => "portable, no tensor cores",
-            Plan::Mma(_) => "tensor cores",
+            Plan::Mma(_) | Plan::Wgmma(_) => "tensor cores",
         },
         plan: plan.to_string(),
+        products: vec![],
     })
 }
 
@@ -118,6 +134,7 @@ impl fmt::Display for Entry {
         };
         let (kilobytes, units) = (gpu.shared_memory_bytes >> 10, gpu.units_per_cube);
         write!(f, "\n  cube         {kilobytes} KB of shared memory, {units} units")?;
-        write!(f, "\n  kernels      {}\n  one token    {}", gpu.kernels, gpu.plan)
+        write!(f, "\n  kernels      {}\n  one token    {}", gpu.kernels, gpu.plan)?;
+        gpu.products.iter().try_for_each(|product| write!(f, "\n  {product}"))
     }
 }

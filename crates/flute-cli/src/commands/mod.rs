@@ -1,6 +1,8 @@
 //! The commands, one a file: each calls the library with what was typed and prints the result.
 
+mod bench;
 mod chat;
+mod compare;
 mod completions;
 mod convert;
 mod doctor;
@@ -8,7 +10,9 @@ mod eval;
 mod generate;
 mod grid;
 mod inspect;
+mod learn;
 mod quantize;
+mod tune;
 
 use crate::args::{Command, Flute};
 
@@ -22,6 +26,8 @@ pub(crate) fn run(flute: &Flute) -> anyhow::Result<()> {
         Command::Generate(args) => generate::run(args, flute.quiet),
         Command::Chat(args) => chat::run(args, flute.quiet),
         Command::Eval(args) => eval::run(args, flute.quiet),
+        Command::Bench(args) => bench::run(args, flute.quiet),
+        Command::Tune(args) => tune::run(args, flute.quiet),
         Command::Doctor(args) => doctor::run(args),
         Command::Completions(args) => completions::run(args),
     }

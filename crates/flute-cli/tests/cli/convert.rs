@@ -42,6 +42,28 @@ fn a_legacy_model_is_written_back_to_the_byte() {
 }
 
 #[test]
+fn a_model_of_transformers_is_written_back_to_the_byte_and_runs_as_it_is() {
+    let scratch = TempDir::new().unwrap();
+    let (source, target) = (golden("tiny-llama-higgs-p2-4bit"), scratch.path().join("model"));
+    let words =
+        done(flute(["convert", text(&source), "-o", text(&target), "--to", "higgs", "--force"]));
+    assert!(words.contains("in the HIGGS format of transformers"), "{words}");
+    let file = |dir: &Path| std::fs::read(dir.join("model.safetensors")).unwrap();
+    assert!(file(&source) == file(&target), "model.safetensors differs");
+    let again = ["convert", text(&target), "-o", text(&target), "--to", "higgs", "--force"];
+    done(flute(again));
+    for dir in [source, golden("tiny-llama-flute-nf4-g64"), target] {
+        let short = text(&crate::SHORT_TEXT);
+        let arguments = ["--text", short, "--window", "64", "--limit", "2", "--device", "cpu"];
+        let words = done(flute(["eval", text(&dir)].into_iter().chain(arguments)));
+        assert!(words.contains("over 128 tokens in 2 windows"), "{words}");
+        let arguments = ["-p", "The iterator returns", "--device", "cpu", "-n", "4"];
+        let continued = done(flute(["generate", text(&dir)].into_iter().chain(arguments)));
+        assert!(!continued.trim().is_empty());
+    }
+}
+
+#[test]
 fn a_dense_model_is_not_converted() {
     let scratch = TempDir::new().unwrap();
     let target = scratch.path().join("model");

@@ -1,9 +1,13 @@
 //! The `flute` command as its users meet it: what it does, and what it prints where.
 
+mod bench;
 mod convert;
 mod higgs;
+mod learn;
+mod quality;
 mod readme;
 mod refusals;
+mod tune;
 
 use serde_json::Value;
 use std::io::Write;

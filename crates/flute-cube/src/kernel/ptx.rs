@@ -8,7 +8,7 @@ pub(in crate::kernel) type F4 = Vector<f32, Const<4>>;
 
 /// The 32-bit shared-memory address of a generic pointer.
 #[cube]
-pub(in crate::kernel) fn shared_address(pointer: *const U4) -> u32 {
+pub(in crate::kernel) fn shared_address<T: CubePrimitive>(pointer: *const T) -> u32 {
     let address: u32;
     gpu_asm!(
         "{{ .reg .u64 t; cvta.to.shared.u64 t, {p}; cvt.u32.u64 {a}, t; }}",
@@ -91,15 +91,60 @@ pub(in crate::kernel) fn lookup_quad(indices: u32, table: u32, #[comptime] slot:
     pairs
 }
 
-/// 16 bytes at a shared address and a fixed distance. Not pure: what lies there changes between barriers.
+/// Four 8×8 matrices of halves, whose rows of 16 bytes lie `distance` from the lanes' addresses. Not pure: what lies
+/// there changes between barriers.
 #[cube]
-pub(in crate::kernel) fn load_shared_x4(address: u32, #[comptime] distance: u32) -> U4 {
+pub(in crate::kernel) fn load_matrices(address: u32, #[comptime] distance: u32) -> U4 {
     let words: U4;
     gpu_asm!(
-        "ld.shared.v4.b32 {w}, [{a} + {d}];",
+        "ldmatrix.sync.aligned.m8n8.x4.shared.b16 {w}, [{a} + {d}];",
         w = out(_) words, a = in(_) u32::reinterpret(address), d = const distance, options(nomem),
     );
     words
+}
+
+/// 16 bytes from memory to the shared address `target` without passing through registers: the first `bytes` of them,
+/// the others are 0. There after [`await_copies`].
+#[cube]
+pub(in crate::kernel) fn copy_async<T: CubePrimitive>(
+    source: &[T],
+    at: usize,
+    target: u32,
+    bytes: u32,
+) {
+    // SAFETY: the caller's index; the kernel's launch measured the buffer.
+    let pointer = unsafe { source[at..].as_ptr_unchecked() };
+    gpu_asm!(
+        "cp.async.cg.shared.global [{t}], [{p}], 16, {b};",
+        t = in(_) u32::reinterpret(target), p = in(_) pointer, b = in(_) u32::reinterpret(bytes),
+    );
+}
+
+/// Waits for the unit's own copies; those of others take a barrier.
+#[cube]
+pub(in crate::kernel) fn await_copies() {
+    gpu_asm!("cp.async.wait_all;");
+}
+
+/// A barrier of all cubes of the cluster, which makes their shared memory seen.
+#[cube]
+pub(in crate::kernel) fn sync_cluster() {
+    gpu_asm!("barrier.cluster.arrive.release.aligned; barrier.cluster.wait.acquire.aligned;");
+}
+
+/// Four sums at a distance from the shared address `address` of the cluster's cube `rank`.
+#[cube]
+pub(in crate::kernel) fn load_cluster_x4(
+    address: u32,
+    #[comptime] rank: u32,
+    #[comptime] distance: u32,
+) -> F4 {
+    let sums: F4;
+    gpu_asm!(
+        "{{ .reg .b32 a; mapa.shared::cluster.u32 a, {p}, {r}; ld.shared::cluster.v4.f32 {v}, [a + {d}]; }}",
+        v = out(_) sums, p = in(_) u32::reinterpret(address), r = const rank, d = const distance,
+    );
+    sums
 }
 
 /// `a · b + c` of one 16×8×16 tile, sums in f32. `ty` is `f16` or `bf16`.

@@ -249,6 +249,26 @@ impl Workload {
         Ok(Self { client: client.clone(), x, pairs, copies, synthetic })
     }
 
+    /// Launches `plan` once, and says how far its result is from the right one ([`Samples::deviation`]).
+    ///
+    /// # Errors
+    /// What [`qgemm_with`] refuses, and [`Error::Device`].
+    pub fn check(&self, plan: &Plan) -> Result<f64> {
+        let Problem { m, n, dtype, .. } = self.synthetic.problem;
+        let len = m * n * dtype.size();
+        let y = self.client.create_from_slice(&vec![0xff; len.max(dtype.size())]);
+        self.launch(plan, 0, &y)?;
+        let bytes = self.client.read_one(y).map_err(failed("read a result"))?;
+        Ok(self.synthetic.samples.deviation(&bytes[..len]))
+    }
+
+    fn launch(&self, plan: &Plan, copy: usize, y: &Handle) -> Result<()> {
+        let (words, scales) = self.copies[copy].clone();
+        let (x, pairs) = (self.x.clone(), self.pairs.clone());
+        let operands = Operands { x, words, scales, pairs, bias: None, y: y.clone() };
+        qgemm_with(&self.client, &self.synthetic.problem, plan, operands)
+    }
+
     /// Times `plan` and checks what it computed.
     ///
     /// # Errors
@@ -257,13 +277,7 @@ impl Workload {
         let Problem { m, n, dtype, .. } = self.synthetic.problem;
         let len = m * n * dtype.size();
         let y = self.client.create_from_slice(&vec![0xff; len.max(dtype.size())]);
-        let launch = |i: usize| {
-            let (words, scales) = self.copies[i].clone();
-            let (x, pairs) = (self.x.clone(), self.pairs.clone());
-            let operands = Operands { x, words, scales, pairs, bias: None, y: y.clone() };
-            qgemm_with(&self.client, &self.synthetic.problem, plan, operands)
-        };
-        let failed = |during| move |e: ServerError| Error::Device { during, reason: e.to_string() };
+        let launch = |i: usize| self.launch(plan, i, &y);
         let once = || -> Result<f64> {
             let start = Instant::now();
             launch(0)?;
@@ -278,6 +292,10 @@ impl Workload {
         let bytes = self.client.read_one(y.clone()).map_err(failed("read a result"))?;
         Ok(Run { timing, deviation: self.synthetic.samples.deviation(&bytes[..len]) })
     }
+}
+
+fn failed(during: &'static str) -> impl Fn(ServerError) -> Error {
+    move |error| Error::Device { during, reason: error.to_string() }
 }
 
 #[cfg(test)]

@@ -19,18 +19,21 @@ pub struct MmaPlan {
     pub row_tiles: u32,
     /// Rows of x of a cube: 1, 2, 4 or a multiple of 8.
     pub tokens: u32,
-    /// Columns of x that lie in shared memory at a time: a power of two.
+    /// Columns of x that lie in shared memory at a time.
     pub k_stage: u32,
+    /// Steps along k whose share of x a plane keeps in registers, which are then all of its steps; 0 if it reads x from
+    /// shared memory for every row tile anew.
+    pub held: u32,
     /// Cubes that share rows of W and split k.
     pub split: u32,
+    /// Whether those cubes are a cluster and fold their sums through each other's shared memory; else through memory
+    /// and a second kernel. Hopper and later, at most 8 cubes.
+    pub cluster: bool,
     /// Cubes a multiprocessor that stay; 0 gives every block of rows a cube of its own.
     pub resident: u32,
     /// Blocks of rows whose sums a cube keeps before its planes meet to fold them.
     pub slots: u32,
 }
-
-/// Bytes of x that a plan stages: with them two cubes of a table of 32 kB still fit a multiprocessor.
-const X_BYTES: u32 = 64 << 10;
 
 impl MmaPlan {
     /// Units of a cube.
@@ -61,108 +64,73 @@ impl MmaPlan {
     /// Vectors of four sums of a cube.
     pub(crate) fn sums(&self) -> usize {
         match self.planes_k {
-            1 => 0,
+            1 if !self.cluster => 0,
             _ => (self.slots * self.planes_n * self.planes_k) as usize * self.plane_sums(),
         }
     }
 
+    /// Cubes along n: as many as the device runs at once, since they share the row tiles evenly and whoever came after
+    /// would double the time; fewer where there are not so many row tiles.
+    pub fn cubes(&self, problem: &Problem, processors: usize) -> usize {
+        let row_blocks = problem.n.div_ceil(self.rows());
+        let others = self.split as usize * problem.m.div_ceil(self.tokens as usize);
+        match self.resident as usize {
+            0 => row_blocks,
+            resident => {
+                let room = processors * resident;
+                // Clusters stay within a group of multiprocessors, whose sizes are not all multiples of theirs: an H200
+                // of 132 runs 66 pairs, but 30 clusters of 4 and 15 of 8.
+                let room =
+                    if self.cluster && self.split > 2 { room - room.div_ceil(11) } else { room };
+                (room / others.max(1)).clamp(1, row_blocks)
+            }
+        }
+    }
+
+    /// Steps along k that a plane takes for each row tile.
+    pub fn steps(&self, problem: &Problem) -> usize {
+        let blocks = problem.k.div_ceil(pack::BLOCK_K);
+        blocks.div_ceil((self.planes_k * self.split) as usize).max(1)
+    }
+
+    /// The plan with as much of x and as many sums in shared memory as leave room for `resident` cubes a
+    /// multiprocessor: all of a cube's share of k, and the sums of all of its row tiles, if they fit.
+    pub fn fitting(self, problem: &Problem, limits: &Limits) -> Self {
+        let room = (limits.shared_bytes + 1024) / self.resident.max(1) as usize - 1024;
+        let step = pack::BLOCK_K * self.planes_k as usize;
+        let steps = self.steps(problem);
+        let tiles = problem.n.div_ceil(pack::BLOCK_ROWS);
+        let share = tiles.div_ceil(self.cubes(problem, limits.processors));
+        let blocks = share.div_ceil((self.row_tiles * self.planes_n) as usize).clamp(1, 16);
+        let plan = |steps: usize, slots: usize| Self {
+            k_stage: (steps * step) as u32,
+            slots: slots as u32,
+            ..self
+        };
+        let fits = |plan: &Self| plan.shared_bytes(problem) <= room;
+        let staged = (1..=steps).rev().map(|steps| plan(steps, 1)).find(fits).unwrap_or(plan(1, 1));
+        let steps = staged.k_stage as usize / step;
+        (1..=blocks).rev().map(|slots| plan(steps, slots)).find(fits).unwrap_or(staged)
+    }
+
     /// Bytes of shared memory: the table, once for every lane (two bits look up four weights at a time); the staged
-    /// x, whose rows are 64 bytes longer than their content so that two of them fill the 32 banks; the sums.
+    /// x, whose rows are 16 bytes longer than their content so that eight of them fill the 32 banks; the sums.
     pub fn shared_bytes(&self, problem: &Problem) -> usize {
         let table = 128 << if problem.format.bits == Bits::Three { 6 } else { 8 };
-        table + self.tokens as usize * (self.k_stage as usize * 2 + 64) + 16 * self.sums()
+        table + self.tokens as usize * (self.k_stage as usize * 2 + 16) + 16 * self.sums()
     }
 
+    /// The first candidate: they are in order of preference.
     pub(super) fn select(problem: &Problem, limits: &Limits) -> Option<Self> {
-        let all = Self::candidates(problem, limits);
-        all.into_iter().min_by(|a, b| a.cost(problem, limits).total_cmp(&b.cost(problem, limits)))
-    }
-
-    /// What a multiprocessor has to do, in an arbitrary unit: only the order of plans means anything.
-    ///
-    /// The shared-memory unit is the one that is busiest: four lookups a fragment, and two loads of x for every tile
-    /// of tokens, shared by the row tiles of a plane. The rest are what was seen on an H200: a block of rows costs a
-    /// plane as much as four fragments, and fewer than 16 planes a multiprocessor do not hide their own latencies.
-    fn cost(&self, problem: &Problem, limits: &Limits) -> f64 {
-        let row_blocks = problem.n.div_ceil(self.rows());
-        let cubes = row_blocks * problem.m.div_ceil(self.tokens as usize) * self.split as usize;
-        // Cubes that stay take turns, so that a multiprocessor has at most one block more than its share.
-        let busiest = cubes.div_ceil(limits.processors);
-        let k_blocks = problem.k.div_ceil(pack::BLOCK_K);
-        let steps = k_blocks.div_ceil((self.planes_k * self.split) as usize);
-        let fragments = 8.0 * (steps * self.row_tiles as usize) as f64;
-        let tokens = self.token_tiles() as f64;
-        let shared = 4.0 + 2.0 * tokens / f64::from(self.row_tiles) + 0.5 * tokens;
-        let stages =
-            (steps * self.planes_k as usize * pack::BLOCK_K).div_ceil(self.k_stage as usize);
-        let staging = if stages > 1 {
-            f64::from(self.tokens * self.k_stage) / 2048.0 * stages as f64
-        } else {
-            0.0
-        };
-        let planes = self.planes_n * self.planes_k;
-        let together = planes as usize * busiest.min(self.residency(problem, limits));
-        let idle = (16.0 / together as f64).max(1.0);
-        let fold = if self.split > 1 { 600.0 * f64::from(self.split) } else { 0.0 };
-        let block = f64::from(planes) * ((fragments + 4.0) * shared) + staging;
-        busiest as f64 * block * idle + fold
-    }
-
-    /// Cubes that fit a multiprocessor at once.
-    fn residency(&self, problem: &Problem, limits: &Limits) -> usize {
-        let by_memory = limits.shared_bytes / (self.shared_bytes(problem) + 1024);
-        let tiles = self.row_tiles as usize
-            * (8 * self.token_tiles() + 2 * problem.format.bits.get() as usize);
-        let registers = (40 + tiles).next_multiple_of(8);
-        let by_units = (65536 / registers / self.units()).min(2048 / self.units());
-        by_memory.min(by_units).max(1)
+        Self::candidates(problem, limits).into_iter().next()
     }
 
     pub(super) fn candidates(problem: &Problem, limits: &Limits) -> Vec<Self> {
-        // (planes along n, planes along k, row tiles) that won somewhere, by the rows of x that meet a weight.
-        let (tokens, shapes): (u32, &[(u32, u32, u32)]) = match problem.m {
-            0..=8 => (
-                (problem.m.max(1) as u32).next_power_of_two(),
-                &[(1, 16, 2), (1, 8, 4), (1, 16, 1), (1, 8, 1)],
-            ),
-            9..=16 => (16, &[(4, 4, 2), (1, 8, 2), (1, 8, 1)]),
-            17..=32 => (32, &[(2, 4, 2), (1, 8, 1)]),
-            _ => (64, &[(8, 1, 2), (8, 1, 1)]),
-        };
-        let k_blocks = problem.k.div_ceil(pack::BLOCK_K) as u32;
-        let whole = (k_blocks * pack::BLOCK_K as u32).next_power_of_two().max(512);
         let mut plans = vec![];
-        for &(planes_n, planes_k, row_tiles) in shapes {
-            // Planes without a block of k would only wait.
-            let planes_k = planes_k.min(k_blocks.next_power_of_two());
-            let rows = pack::BLOCK_ROWS * (row_tiles * planes_n) as usize;
-            for split in [1, 2, 4] {
-                let cubes =
-                    problem.n.div_ceil(rows) * problem.m.div_ceil(tokens as usize) * split as usize;
-                if split > 1 && (cubes > 2 * limits.processors || planes_k * split > k_blocks) {
-                    continue;
-                }
-                let slots = if tokens <= 8 { 4 } else { 1 };
-                let least = pack::BLOCK_K as u32 * planes_k;
-                let plan = |k_stage| Self {
-                    planes_n,
-                    planes_k,
-                    row_tiles,
-                    tokens,
-                    k_stage,
-                    split,
-                    resident: 2,
-                    slots,
-                };
-                // As much of x as is useful; less where a cube has less shared memory.
-                let mut k_stage = whole.min(1 << (X_BYTES / (2 * tokens)).ilog2()).max(least);
-                while k_stage > least && plan(k_stage).shared_bytes(problem) > limits.shared_bytes {
-                    k_stage /= 2;
-                }
-                let plan = plan(k_stage);
-                if !plans.contains(&plan) && plan.validate(problem, limits).is_ok() {
-                    plans.push(plan);
-                }
+        for cut in cuts(problem, limits) {
+            let plan = cut.plan(problem, limits);
+            if !plans.contains(&plan) && plan.validate(problem, limits).is_ok() {
+                plans.push(plan);
             }
         }
         plans
@@ -189,15 +157,27 @@ impl MmaPlan {
         let counts = [self.planes_n, self.planes_k, self.row_tiles, self.split, self.slots]
             .iter()
             .all(|c| (1..=64).contains(c));
-        let stage = self.k_stage.is_power_of_two() && counts && self.k_stage.is_multiple_of(k_step);
+        let stage = counts && self.k_stage > 0 && self.k_stage.is_multiple_of(k_step);
+        let held = self.held == 0
+            || self.held as usize == self.steps(problem) && self.k_stage >= self.held * k_step;
+        if !held {
+            let reason = format!(
+                "{self}: planes hold x for {} steps, all of them, or for none",
+                self.steps(problem)
+            );
+            return Err(Error::InvalidPlan { reason });
+        }
         if !(tokens && counts && stage) {
             let reason = format!(
-                "{self}: counts must lie in 1..=64, tokens be 1, 2, 4 or a multiple of 8, and k_stage {} a power of two that {k_step} divides",
+                "{self}: counts must lie in 1..=64, tokens be 1, 2, 4 or a multiple of 8, and k_stage {} a multiple of {k_step}",
                 self.k_stage
             );
             return Err(Error::InvalidPlan { reason });
         }
+        let clusters = if limits.bulk { 8 } else { 0 };
+        let cluster = if self.cluster { self.split as usize } else { 0 };
         for (what, needed, offered) in [
+            ("cubes a cluster", cluster, clusters),
             ("bytes of shared memory", self.shared_bytes(problem), limits.shared_bytes),
             ("units a cube", self.units(), limits.cube_units),
         ] {
@@ -211,10 +191,137 @@ impl MmaPlan {
 
 impl fmt::Display for MmaPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { planes_n, planes_k, row_tiles, tokens, k_stage, split, resident, slots } = self;
+        let Self {
+            planes_n,
+            planes_k,
+            row_tiles,
+            tokens,
+            k_stage,
+            held,
+            split,
+            cluster,
+            resident,
+            slots,
+        } = self;
         write!(
             f,
-            "mma planes={planes_n}x{planes_k} row_tiles={row_tiles} tokens={tokens} k_stage={k_stage} split={split} resident={resident} slots={slots}"
+            "mma planes={planes_n}x{planes_k} row_tiles={row_tiles} tokens={tokens} k_stage={k_stage} held={held} split={split} cluster={cluster} resident={resident} slots={slots}"
         )
     }
+}
+
+/// What of a plan is chosen; the rest follows from what fits.
+#[derive(Clone, Copy)]
+struct Cut {
+    tokens: u32,
+    planes: (u32, u32),
+    row_tiles: u32,
+    split: u32,
+    resident: u32,
+    /// Whether planes keep their x in registers if it is at most [`HELD`] times 16 registers.
+    hold: bool,
+}
+
+/// Steps times tiles of 8 tokens of x that a plane may keep in registers: four leave it 64 of 128.
+const HELD: u32 = 4;
+
+impl Cut {
+    fn plan(self, problem: &Problem, limits: &Limits) -> MmaPlan {
+        let Self { tokens, planes: (planes_n, planes_k), row_tiles, split, resident, hold } = self;
+        // Planes without a block of k would only wait.
+        let k_blocks = problem.k.div_ceil(pack::BLOCK_K) as u32;
+        let planes_k = planes_k.min(k_blocks.next_power_of_two());
+        let split = split.min(k_blocks.div_ceil(planes_k).next_power_of_two());
+        let plan = MmaPlan {
+            planes_n,
+            planes_k,
+            row_tiles,
+            tokens,
+            k_stage: 0,
+            held: 0,
+            split,
+            cluster: limits.bulk && split > 1,
+            resident,
+            slots: 1,
+        };
+        let steps = plan.steps(problem) as u32;
+        let held = MmaPlan { held: steps, ..plan }.fitting(problem, limits);
+        let few = steps * tokens.div_ceil(8) <= HELD;
+        match hold && few && held.k_stage >= steps * planes_k * pack::BLOCK_K as u32 {
+            true => held,
+            false => plan.fitting(problem, limits),
+        }
+    }
+
+    /// The same for the least number of cubes among which all of x fits their shared memory, from its own number on.
+    fn spread(self, problem: &Problem, limits: &Limits) -> Self {
+        let whole = |cut: &Self| {
+            let plan = cut.plan(problem, limits);
+            (plan.k_stage * plan.split) as usize >= problem.k
+        };
+        let more = [1, 2, 4, 8].into_iter().filter(|split| *split >= self.split);
+        more.map(|split| Self { split, ..self }).find(whole).unwrap_or(self)
+    }
+}
+
+/// What to try, best first: seen on an H200 (`docs/perf-log.md` has the figures). Where x does not fit, cubes of a
+/// cluster divide k; before Hopper, cubes stage x part by part, and split k only for want of rows.
+fn cuts(problem: &Problem, limits: &Limits) -> Vec<Cut> {
+    let cut = |tokens, planes, row_tiles, resident| {
+        let (split, hold) = (1, false);
+        Cut { tokens, planes, row_tiles, split, resident, hold }
+    };
+    let spread = |cut: Cut, split| match limits.bulk {
+        true => Cut { split, ..cut }.spread(problem, limits),
+        false => cut,
+    };
+    let tiles = problem.n.div_ceil(pack::BLOCK_ROWS) / limits.processors.max(1);
+    let mut cuts = match problem.m {
+        0..=8 => {
+            let tokens = (problem.m.max(1) as u32).next_power_of_two();
+            let narrow = Cut { hold: true, ..cut(tokens, (1, 16), 2, 1) };
+            let twice = cut(tokens, (1, 16), 2, 2);
+            let tall = cut(tokens, (1, 16), 4, 1);
+            if narrow.spread(problem, limits).split > 1 && limits.bulk {
+                let apart = Cut { hold: true, ..cut(tokens, (2, 8), 2, 1) };
+                vec![spread(apart, 2), spread(narrow, 2), spread(tall, 2), twice]
+            } else if problem.k > 16384 {
+                vec![tall, Cut { hold: false, ..narrow }, twice]
+            } else if tiles < 3 {
+                vec![Cut { hold: false, ..narrow }, twice, cut(tokens, (1, 16), 1, 2)]
+            } else if tiles < 20 || tokens > 1 {
+                vec![narrow, Cut { hold: false, ..narrow }, twice, tall]
+            } else {
+                vec![twice, tall, narrow]
+            }
+        }
+        9..=16 => {
+            let (flat, square) = (cut(16, (2, 8), 2, 1), cut(16, (4, 4), 2, 1));
+            let flat = Cut { hold: true, ..flat };
+            let tall = cut(16, (16, 1), 4, 1);
+            match tiles {
+                0..3 => vec![spread(flat, 2), spread(square, 2), square],
+                3..8 => vec![spread(square, 2), spread(flat, 2), square],
+                _ => vec![spread(tall, 4), spread(square, 2), square],
+            }
+        }
+        17..=32 => {
+            let (square, tall) = (cut(32, (4, 4), 1, 1), cut(32, (16, 1), 2, 1));
+            match tiles {
+                0..3 => vec![spread(square, 2), spread(tall, 2), square],
+                _ => vec![spread(tall, 2), spread(square, 2), square],
+            }
+        }
+        _ => vec![cut(64, (8, 1), 2, 1), cut(64, (8, 1), 1, 1)],
+    };
+    if !limits.bulk {
+        // The smaller cubes that fit 99 kB, and shares of k where rows are few.
+        let tokens = cuts[0].tokens;
+        cuts.extend([cut(tokens, (1, 8), 2, 2), cut(tokens, (1, 8), 1, 2)]);
+        let rows = problem.n.div_ceil(32) * problem.m.div_ceil(tokens as usize);
+        if 2 * rows <= limits.processors {
+            cuts.insert(0, Cut { split: 2, ..cuts[0] });
+        }
+    }
+    cuts
 }

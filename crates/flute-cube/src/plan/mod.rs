@@ -5,9 +5,11 @@
 
 mod mma;
 mod portable;
+mod wgmma;
 
 pub use mma::MmaPlan;
 pub use portable::PortablePlan;
+pub use wgmma::WgmmaPlan;
 
 use crate::{Limits, Problem, Result};
 use core::fmt;
@@ -20,6 +22,8 @@ pub enum Plan {
     Portable(PortablePlan),
     /// Tensor cores through inline PTX: CUDA.
     Mma(MmaPlan),
+    /// Hopper's warpgroup tensor cores: CUDA of compute capability 9.0, for many rows of x.
+    Wgmma(WgmmaPlan),
 }
 
 impl Plan {
@@ -29,6 +33,9 @@ impl Plan {
     /// What [`Problem::validate`] refuses.
     pub fn select(problem: &Problem, limits: &Limits) -> Result<Self> {
         problem.validate(limits)?;
+        if let Some(plan) = WgmmaPlan::select(problem, limits) {
+            return Ok(Self::Wgmma(plan));
+        }
         Ok(match MmaPlan::select(problem, limits) {
             Some(plan) => Self::Mma(plan),
             None => Self::Portable(PortablePlan::select(problem, limits)),
@@ -43,7 +50,11 @@ impl Plan {
     pub fn candidates(problem: &Problem, limits: &Limits) -> Result<Vec<Self>> {
         problem.validate(limits)?;
         let mut plans: Vec<Self> =
-            MmaPlan::candidates(problem, limits).into_iter().map(Self::Mma).collect();
+            WgmmaPlan::candidates(problem, limits).into_iter().map(Self::Wgmma).collect();
+        // Where a warpgroup multiplies, single planes never won from 33 rows on.
+        if plans.is_empty() {
+            plans.extend(MmaPlan::candidates(problem, limits).into_iter().map(Self::Mma));
+        }
         plans.extend(PortablePlan::candidates(problem, limits).into_iter().map(Self::Portable));
         Ok(plans)
     }
@@ -57,6 +68,7 @@ impl Plan {
         match self {
             Self::Portable(plan) => plan.validate(problem, limits),
             Self::Mma(plan) => plan.validate(problem, limits),
+            Self::Wgmma(plan) => plan.validate(problem, limits),
         }
     }
 }
@@ -66,6 +78,7 @@ impl fmt::Display for Plan {
         match self {
             Self::Portable(plan) => plan.fmt(f),
             Self::Mma(plan) => plan.fmt(f),
+            Self::Wgmma(plan) => plan.fmt(f),
         }
     }
 }
@@ -106,7 +119,7 @@ mod tests {
                         let problem = Problem { m, n, k, format, dtype: Dtype::F16, bias: false };
                         let plan = Plan::select(&problem, &limits).unwrap();
                         assert!(
-                            matches!(plan, Plan::Mma(_)),
+                            matches!(plan, Plan::Mma(_) | Plan::Wgmma(_)),
                             "{} {problem:?}: {plan}",
                             limits.name
                         );
@@ -115,6 +128,25 @@ mod tests {
                     }
                 }
             }
+        }
+    }
+
+    #[test]
+    fn only_hopper_takes_warpgroups_and_only_for_many_rows_of_half_types() {
+        let warpgroups = |limits: &Limits, m, dtype| {
+            let format = Format::new(4, 128).unwrap();
+            let problem = Problem { m, n: 28672, k: 4096, format, dtype, bias: false };
+            let plans = Plan::candidates(&problem, limits).unwrap();
+            plans.iter().any(|plan| matches!(plan, Plan::Wgmma(_)))
+        };
+        let [hopper, ampere, ada] = gpus();
+        for m in [33, 64, 65, 128, 1024, 4096] {
+            assert!(warpgroups(&hopper, m, Dtype::F16) && warpgroups(&hopper, m, Dtype::BF16));
+            assert!(!warpgroups(&hopper, m, Dtype::F32));
+            assert!(!warpgroups(&ampere, m, Dtype::F16) && !warpgroups(&ada, m, Dtype::F16));
+        }
+        for m in [1, 8, 32] {
+            assert!(!warpgroups(&hopper, m, Dtype::F16));
         }
     }
 

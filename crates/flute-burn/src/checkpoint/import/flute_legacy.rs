@@ -16,7 +16,7 @@
 //! differ in bits or group, since one file names both for all.
 
 use super::tiles::FluteTiles;
-use super::{in_module, table};
+use super::{check_range, in_module, pairs_of, table};
 use crate::checkpoint::json;
 use crate::checkpoint::layout::{Layout, stored_dtype};
 use crate::checkpoint::reader::{Reader, float_dtype};
@@ -185,26 +185,12 @@ impl FluteConfig {
         weight: &Quantized,
         dtype: Float,
     ) -> Result<[(&'static str, Vec<u8>); 4]> {
-        let overflows = |value: &f32| !dtype.round(*value).is_finite();
-        if let Some(index) = weight.scales().iter().position(overflows) {
-            let groups = self.format.group.count(weight.k());
-            let (row, group, value) = (index / groups, index % groups, weight.scales()[index]);
-            let tensor = format!("{module}.scales");
-            return Err(Error::ScaleOverflow { tensor, row, group, value, dtype });
-        }
-        let values = weight.table().values();
-        if let Some(col) = values.iter().position(overflows) {
-            let (tensor, value) = (format!("{module}.tables"), dtype.round(values[col]));
-            return Err(Error::NotFinite { tensor, row: 0, col, value });
-        }
+        check_range(module, weight, dtype)?;
         let packed = FluteTiles::new(self.format.bits);
         let packed = packed.pack(weight.codes(), weight.n(), weight.k())?;
-        let tables = dtype.encode(values);
-        // Entry [i, j] is value i in the low half and value j in the high half.
-        let halves: &[[u8; 2]] = tables.as_chunks().0;
-        let pair = |i: &[u8; 2]| halves.iter().flat_map(|j| [i[0], i[1], j[0], j[1]]).collect();
-        let pairs: Vec<Vec<u8>> = halves.iter().map(pair).collect();
-        let bytes = [packed, dtype.encode(weight.scales()), tables, pairs.concat()];
+        let tables = dtype.encode(weight.table().values());
+        let pairs = pairs_of(&tables);
+        let bytes = [packed, dtype.encode(weight.scales()), tables, pairs];
         let mut bytes = bytes.into_iter();
         Ok(PARTS.map(|part| (part, bytes.next().unwrap_or_default())))
     }

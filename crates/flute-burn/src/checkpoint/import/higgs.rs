@@ -29,7 +29,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 /// Its `quant_method`.
-pub(super) const METHOD: &str = "higgs";
+pub(in crate::checkpoint) const METHOD: &str = "higgs";
 /// The block of files that name none.
 const OLD_BLOCK: usize = 1024;
 

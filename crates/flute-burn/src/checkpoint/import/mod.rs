@@ -11,7 +11,8 @@
 
 mod bitsandbytes;
 pub(super) mod flute_legacy;
-mod higgs;
+pub(super) mod higgs;
+pub(super) mod higgs_writer;
 mod tiles;
 
 pub use tiles::FluteTiles;
@@ -21,7 +22,7 @@ use super::json;
 use super::layout::Layout;
 use super::reader::Reader;
 use crate::error::{Error, Result};
-use flute_cube::{Bits, Quantized, Table};
+use flute_cube::{Bits, Dtype as Float, Quantized, Table};
 use flute_legacy::FluteConfig;
 use higgs::HiggsConfig;
 use safetensors::Dtype;
@@ -134,6 +135,31 @@ fn table(bits: Bits, values: &[f32]) -> flute_cube::Result<Table> {
         Some(table) => Ok(table),
         None => Table::custom(bits, values),
     }
+}
+
+/// Refuses scales and table values of `weight` that `dtype` cannot hold.
+fn check_range(module: &str, weight: &Quantized, dtype: Float) -> Result<()> {
+    let overflows = |value: &f32| !dtype.round(*value).is_finite();
+    if let Some(index) = weight.scales().iter().position(overflows) {
+        let groups = weight.format().group.count(weight.k());
+        let (row, group, value) = (index / groups, index % groups, weight.scales()[index]);
+        let tensor = format!("{module}.scales");
+        return Err(Error::ScaleOverflow { tensor, row, group, value, dtype });
+    }
+    let values = weight.table().values();
+    if let Some(col) = values.iter().position(overflows) {
+        let (tensor, value) = (format!("{module}.tables"), dtype.round(values[col]));
+        return Err(Error::NotFinite { tensor, row: 0, col, value });
+    }
+    Ok(())
+}
+
+/// The pairs of a table's 16-bit values: entry [i, j] is value i in the low half and value j in the high half.
+fn pairs_of(tables: &[u8]) -> Vec<u8> {
+    let halves: &[[u8; 2]] = tables.as_chunks().0;
+    let pairs = |i: &[u8; 2]| halves.iter().flat_map(|j| [i[0], i[1], j[0], j[1]]).collect();
+    let pairs: Vec<Vec<u8>> = halves.iter().map(pairs).collect();
+    pairs.concat()
 }
 
 fn in_module(module: &str) -> impl FnOnce(flute_cube::Error) -> Error {

@@ -8,14 +8,16 @@
 //! what eight do. Scales meet the f32 sums of a group, never the weights: products of two halves are exact in f32,
 //! which makes bf16 as good as f16.
 //!
-//! x is staged in shared memory in the order in which lanes take it: 16 bytes for two steps of the matrix unit. All of
-//! k stays there when it fits, and then serves every block of rows that the cube takes.
+//! x lies in shared memory as it does in global memory, rows 16 bytes longer so that `ldmatrix` meets no bank twice. All
+//! of the cube's share of k stays there when it fits, and then serves every row tile that the cube takes.
 //!
 //! Planes that split k leave their sums in shared memory, for several blocks of rows before anybody waits for anybody.
-//! The order of every sum is fixed by the plan: blocks of a plane ascending, then planes, then splits.
+//! Cubes that split k fold theirs through each other's shared memory where they are a cluster, else through memory
+//! and a second kernel. The order of every sum is fixed by the plan: blocks of a plane ascending, then planes, then
+//! splits.
 
 mod product;
-mod sums;
+pub(super) mod sums;
 mod tokens;
 mod weight;
 
@@ -23,7 +25,7 @@ use super::ptx;
 use crate::{Dtype, Format, Group, MmaPlan, Operands, PackedWeight, Problem, launch, pack};
 use cubecl::{prelude::*, server::Handle};
 use half::{bf16, f16};
-use product::lut_gemm;
+use product::{lut_gemm, lut_gemm_cluster};
 use sums::fold_splits;
 
 /// What is known when the kernel is compiled.
@@ -35,8 +37,8 @@ pub(super) struct Shape {
     pub(super) group: u32,
     pub(super) bf16: bool,
     pub(super) bias: bool,
-    /// Whether x is read in pairs, which takes an even k.
-    pub(super) x_pairs: bool,
+    /// Whether rows of x are whole numbers of 16 bytes, which are then copied as they lie.
+    pub(super) x_whole: bool,
 }
 
 impl Shape {
@@ -75,7 +77,7 @@ impl Shape {
     }
     /// A row of x in shared memory, in vectors of 16 bytes.
     pub(super) fn x_stride(self) -> usize {
-        self.plan.k_stage as usize / 8 + 4
+        self.plan.k_stage as usize / 8 + 1
     }
     /// Lanes of a plane that hold sums of tokens that exist, for each g.
     pub(super) fn live(self) -> usize {
@@ -89,13 +91,13 @@ impl Shape {
 
 /// Computes `y`; with a split, its shares first and then their sum.
 pub(crate) fn launch(client: &Client, problem: &Problem, plan: &MmaPlan, operands: &Operands) {
-    match (problem.dtype, plan.split) {
-        (Dtype::BF16, 1) => {
+    match (problem.dtype, plan.split > 1 && !plan.cluster) {
+        (Dtype::BF16, false) => {
             launch_product::<bf16, bf16>(client, problem, plan, operands, &operands.y)
         }
-        (_, 1) => launch_product::<f16, f16>(client, problem, plan, operands, &operands.y),
-        (Dtype::BF16, _) => launch_split::<bf16>(client, problem, plan, operands),
-        _ => launch_split::<f16>(client, problem, plan, operands),
+        (_, false) => launch_product::<f16, f16>(client, problem, plan, operands, &operands.y),
+        (Dtype::BF16, true) => launch_split::<bf16>(client, problem, plan, operands),
+        (_, true) => launch_split::<f16>(client, problem, plan, operands),
     }
 }
 
@@ -134,53 +136,45 @@ fn launch_product<F: Float + CubeElement, Y: Float + CubeElement>(
     y: &Handle,
 ) {
     let Problem { m, n, k, format: Format { bits, group }, .. } = *problem;
+    let through_memory = plan.split > 1 && !plan.cluster;
     let shape = Shape {
         // How many cubes there are is the grid's business, not the kernel's.
-        plan: MmaPlan { resident: 0, split: 1, ..*plan },
+        plan: MmaPlan { resident: 0, split: if plan.cluster { plan.split } else { 1 }, ..*plan },
         bits: bits.get(),
         group: match group {
             Group::Size(size) => size,
             Group::Whole => 0,
         },
         bf16: problem.dtype == Dtype::BF16,
-        bias: problem.bias && plan.split == 1,
-        x_pairs: k.is_multiple_of(2) && operands.x.offset_start.unwrap_or(0).is_multiple_of(4),
+        bias: problem.bias && !through_memory,
+        x_whole: k.is_multiple_of(8) && operands.x.offset_start.unwrap_or(0).is_multiple_of(16),
     };
-    let row_blocks = n.div_ceil(plan.rows()) as u32;
-    let others = plan.split * m.div_ceil(plan.tokens as usize) as u32;
-    let cubes = match plan.resident {
-        0 => row_blocks,
-        resident => {
-            let room = launch::limits(client).processors as u32 * resident;
-            room.div_ceil(others).min(row_blocks)
-        }
-    };
-    let x_width = if shape.x_pairs { 2 } else { 1 };
+    let cubes = plan.cubes(problem, launch::limits(client).processors) as u32;
+    let x_width = if shape.x_whole { 8 } else { 1 };
+    let y_len = if through_memory { plan.split as usize * m * n } else { m * n };
     let bias = operands.bias.clone().unwrap_or_else(|| operands.pairs.clone());
+    let count = CubeCount::Static(cubes, m.div_ceil(plan.tokens as usize) as u32, plan.split);
+    let dim = CubeDim::new_2d(32, plan.planes_n * plan.planes_k);
     // SAFETY: the operands were measured against the problem, and the kernel reads x below (m, k), words and scales
     // below their tiles (a tile that does not exist is replaced by the last one), and writes y below (m, n).
     unsafe {
-        lut_gemm::launch_unchecked::<F, Y>(
-            client,
-            CubeCount::Static(cubes, m.div_ceil(plan.tokens as usize) as u32, plan.split),
-            CubeDim::new_2d(32, plan.planes_n * plan.planes_k),
-            x_width,
-            BufferArg::from_raw_parts(operands.x.clone(), m * k / x_width),
-            BufferArg::from_raw_parts(
-                operands.words.clone(),
-                PackedWeight::words_len(n, k, problem.format),
-            ),
-            BufferArg::from_raw_parts(
-                operands.scales.clone(),
-                PackedWeight::scales_len(n, k, problem.format) / 2,
-            ),
-            BufferArg::from_raw_parts(operands.pairs.clone(), bits.pairs()),
-            BufferArg::from_raw_parts(bias, if problem.bias { n } else { 1 }),
-            BufferArg::from_raw_parts(y.clone(), plan.split as usize * m * n),
-            m as u32,
-            n as u32,
-            k as u32,
-            shape,
-        );
+        let x = BufferArg::from_raw_parts(operands.x.clone(), m * k / x_width);
+        let words = PackedWeight::words_len(n, k, problem.format);
+        let words = BufferArg::from_raw_parts(operands.words.clone(), words);
+        let scales = PackedWeight::scales_len(n, k, problem.format) / 2;
+        let scales = BufferArg::from_raw_parts(operands.scales.clone(), scales);
+        let pairs = BufferArg::from_raw_parts(operands.pairs.clone(), bits.pairs());
+        let bias = BufferArg::from_raw_parts(bias, if problem.bias { n } else { 1 });
+        let y = BufferArg::from_raw_parts(y.clone(), y_len);
+        let (m, n, k) = (m as u32, n as u32, k as u32);
+        if plan.cluster {
+            lut_gemm_cluster::launch_unchecked::<F>(
+                client, count, dim, x_width, x, words, scales, pairs, bias, y, m, n, k, shape,
+            );
+        } else {
+            lut_gemm::launch_unchecked::<F, Y>(
+                client, count, dim, x_width, x, words, scales, pairs, bias, y, m, n, k, shape,
+            );
+        }
     }
 }

@@ -2,10 +2,10 @@
 
 use super::{
     Shape,
-    ptx::{F4, U4, after_barrier, load_shared_x4, mma, shared_address},
-    sums::{fold_planes, store},
-    tokens::stage,
-    weight::{Place, first_tile, fragment, load_blocks, load_scales, table_vector},
+    ptx::{F4, U4, after_barrier, await_copies, load_matrices, mma, shared_address},
+    sums::{Rows, fold_planes, meet, store},
+    tokens::{Part, stage},
+    weight::{Place, fragment, load_blocks, load_scales, step_on, table_vector},
 };
 use crate::pack;
 use cubecl::prelude::*;
@@ -13,6 +13,39 @@ use cubecl::prelude::*;
 /// `y[m, n]`, or with a split the share of cube z at `y[z, m, n]`.
 #[cube(launch_unchecked)]
 pub(super) fn lut_gemm<F: Float, Y: Float, W: Size>(
+    x: &[Vector<F, W>],
+    words: &[u32],
+    scales: &[Vector<F, Const<2>>],
+    pairs: &[u32],
+    bias: &[F],
+    y: &mut [Y],
+    m: u32,
+    n: u32,
+    k: u32,
+    #[comptime] shape: Shape,
+) {
+    product::<F, Y, W>(x, words, scales, pairs, bias, y, m, n, k, shape);
+}
+
+/// `y[m, n]`, where the cubes that split k are a cluster.
+#[cube(launch_unchecked, cluster_dim = (1, 1, shape.plan.split))]
+pub(super) fn lut_gemm_cluster<F: Float, W: Size>(
+    x: &[Vector<F, W>],
+    words: &[u32],
+    scales: &[Vector<F, Const<2>>],
+    pairs: &[u32],
+    bias: &[F],
+    y: &mut [F],
+    m: u32,
+    n: u32,
+    k: u32,
+    #[comptime] shape: Shape,
+) {
+    product::<F, F, W>(x, words, scales, pairs, bias, y, m, n, k, shape);
+}
+
+#[cube]
+fn product<F: Float, Y: Float, W: Size>(
     x: &[Vector<F, W>],
     words: &[u32],
     scales: &[Vector<F, Const<2>>],
@@ -42,9 +75,14 @@ pub(super) fn lut_gemm<F: Float, Y: Float, W: Size>(
     let steps = k_blocks.div_ceil(split * planes_k);
     let k_first = CUBE_POS_Z as usize * steps * planes_k;
     let token_first = CUBE_POS_Y as usize * tokens;
-    let row_blocks = tiles.div_ceil(comptime!(shape.row_tiles() * shape.planes_n()));
-    let cubes = CUBE_COUNT_X as usize;
-    let mut row_block = CUBE_POS_X as usize;
+    // This cube's share of the row tiles: one behind the other, so that what a cube reads is one stretch of memory, and
+    // as even as single tiles make it.
+    let (share, extra) = (tiles / CUBE_COUNT_X as usize, tiles % CUBE_COUNT_X as usize);
+    let first = CUBE_POS_X as usize * share + min(CUBE_POS_X as usize, extra);
+    let next = CUBE_POS_X as usize + 1usize;
+    let end = next * share + min(next, extra);
+    let block_tiles = comptime!(shape.row_tiles() * shape.planes_n());
+    let mut row_tile = first;
 
     let mut table = Shared::<[U4]>::new_aligned_slice(comptime!(shape.table()), 128usize);
     let mut staged =
@@ -54,9 +92,10 @@ pub(super) fn lut_gemm<F: Float, Y: Float, W: Size>(
     let mut now = Array::<u32>::new(comptime!(shape.row_tiles() * shape.words()));
     let mut scale = Array::<u32>::new(comptime!(shape.row_tiles() * shape.groups()));
     let mut place = Place {
-        tile: first_tile(row_block, plane_n, shape),
-        tiles,
+        tile: first + plane_n * row_tiles,
+        end,
         kb: k_first + plane_k,
+        k_first: k_first + plane_k,
         k_blocks,
         lane,
     };
@@ -71,7 +110,8 @@ pub(super) fn lut_gemm<F: Float, Y: Float, W: Size>(
         let at = UNIT_POS as usize + i * comptime!(shape.units());
         entries[i] = table_vector(pairs, min(at, comptime!(shape.table() - 1)) / 8, shape);
     }
-    stage::<F, W>(x, &mut staged, m, k, token_first, k_first, shape);
+    let part = Part { m, k, token_first };
+    stage::<F, W>(x, &mut staged, &part, k_first, shape);
     #[unroll]
     for i in 0..fills {
         let at = UNIT_POS as usize + i * comptime!(shape.units());
@@ -79,66 +119,71 @@ pub(super) fn lut_gemm<F: Float, Y: Float, W: Size>(
             table[at] = entries[i];
         }
     }
+    await_copies();
     sync_cube();
     let copy =
         if comptime!(shape.bits == 2) { UNIT_POS_X % 16u32 * 8u32 } else { UNIT_POS_X * 4u32 };
     // SAFETY: addresses of shared memory that lives as long as the kernel.
     let (table_start, x_start) = unsafe { (table.as_ptr_unchecked(), staged.as_ptr_unchecked()) };
-    let lane_table = after_barrier(shared_address(table_start) + copy);
+    let lane_table = after_barrier(shared_address::<U4>(table_start) + copy);
     // With fewer than 8 tokens the spare columns repeat them, and nobody stores those.
-    let x_row = lane / 4 % comptime!(tokens.min(8));
-    let x_lane = shared_address(x_start)
-        + ((x_row * comptime!(shape.x_stride()) + plane_k * 16 + lane % 4) * 16) as u32;
+    let x_row = lane % 8 % comptime!(tokens.min(8));
+    let x_lane = shared_address::<U4>(x_start)
+        + ((x_row * comptime!(shape.x_stride()) + plane_k * 16 + lane / 8) * 16) as u32;
+    let pairs_held = comptime!((4 * plan.held) as usize);
+    let mut held = Array::<U4>::new(comptime!((pairs_held * shape.token_tiles()).max(1)));
+    #[unroll]
+    for p in 0..pairs_held {
+        let step = comptime!((p / 4 * planes_k * 256 + p % 4 * 64) as u32);
+        #[unroll]
+        for j in 0..comptime!(shape.token_tiles()) {
+            held[comptime!(p * shape.token_tiles() + j)] =
+                load_matrices(x_lane, comptime!((j * 8 * shape.x_stride() * 16) as u32 + step));
+        }
+    }
     let mut slot = 0usize;
 
-    while row_block < row_blocks {
-        let next_block = row_block + cubes;
+    while row_tile < end {
+        let next_tile = row_tile + block_tiles;
         let mut acc = zeros(comptime!(shape.row_tiles() * shape.token_tiles()));
-        for step in 0..steps {
-            let kb = k_first + step * planes_k + plane_k;
-            let in_stage = step * planes_k % stage_blocks;
-            // More of k than the stage holds: the next part, anew for every block of rows.
-            if in_stage == 0 && steps * planes_k > stage_blocks {
-                sync_cube();
-                stage::<F, W>(x, &mut staged, m, k, token_first, k_first + step * planes_k, shape);
-                sync_cube();
+        if comptime!(plan.held > 0) {
+            #[unroll]
+            for step in 0..comptime!(plan.held as usize) {
+                let own = comptime!(step * 4 * shape.token_tiles());
+                if place.kb < k_blocks {
+                    multiply::<F>(&now, &scale, &mut acc, lane_table, x_lane, &held, own, shape);
+                }
+                step_on(&mut place, comptime!(step + 1 == plan.held as usize), shape);
+                load_blocks(words, &mut now, &place, shape);
+                load_scales::<F>(scales, &mut scale, &place, shape);
             }
-            if kb < k_blocks {
-                multiply::<F>(
-                    &now,
-                    &scale,
-                    &mut acc,
-                    lane_table,
-                    x_lane + (in_stage * 256) as u32,
-                    shape,
-                );
+        } else {
+            for step in 0..steps {
+                let in_stage = step * planes_k % stage_blocks;
+                // More of k than the stage holds: the next part, anew for every block of rows.
+                if in_stage == 0 && steps * planes_k > stage_blocks {
+                    sync_cube();
+                    stage::<F, W>(x, &mut staged, &part, k_first + step * planes_k, shape);
+                    await_copies();
+                    sync_cube();
+                }
+                if place.kb < k_blocks {
+                    let x_step = x_lane + (in_stage * 256) as u32;
+                    multiply::<F>(&now, &scale, &mut acc, lane_table, x_step, &held, 0usize, shape);
+                }
+                step_on(&mut place, step + 1 == steps, shape);
+                load_blocks(words, &mut now, &place, shape);
+                load_scales::<F>(scales, &mut scale, &place, shape);
             }
-            place.kb = kb + planes_k;
-            if step + 1 == steps {
-                place.kb = k_first + plane_k;
-                place.tile = first_tile(min(next_block, row_blocks - 1), plane_n, shape);
-            }
-            load_blocks(words, &mut now, &place, shape);
-            load_scales::<F>(scales, &mut scale, &place, shape);
         }
-        if comptime!(planes_k == 1) {
-            let own = first_tile(row_block, plane_n, shape);
+        if comptime!(plan.sums() == 0) {
+            let own = Rows { tile: row_tile + plane_n * row_tiles, end: min(n, end * 16), m, n };
             #[unroll]
             for i in 0..row_tiles {
                 #[unroll]
                 for j in 0..comptime!(shape.token_tiles()) {
                     let at = comptime!(i * shape.token_tiles() + j);
-                    store::<F, Y>(
-                        y,
-                        bias,
-                        acc[at],
-                        own + i,
-                        token_first + j * 8,
-                        lane,
-                        m,
-                        n,
-                        shape,
-                    );
+                    store::<F, Y>(y, bias, acc[at], &own, i, token_first + j * 8, lane, shape);
                 }
             }
         } else {
@@ -152,28 +197,22 @@ pub(super) fn lut_gemm<F: Float, Y: Float, W: Size>(
                 }
             }
             slot += 1;
-            if slot == comptime!(plan.slots as usize) || next_block >= row_blocks {
-                sync_cube();
-                fold_planes::<F, Y>(
-                    &sums,
-                    y,
-                    bias,
-                    slot,
-                    row_block - (slot - 1) * cubes,
-                    token_first,
-                    m,
-                    n,
-                    shape,
-                );
-                sync_cube();
+            if slot == comptime!(plan.slots as usize) || next_tile >= end {
+                meet(shape);
+                let rows =
+                    Rows { tile: row_tile - (slot - 1) * block_tiles, end: min(n, end * 16), m, n };
+                fold_planes::<F, Y>(&sums, y, bias, slot, &rows, token_first, shape);
+                // Also before the end: others may still read this cube's sums.
+                meet(shape);
                 slot = 0usize;
             }
         }
-        row_block = next_block;
+        row_tile = next_tile;
     }
 }
 
-/// One step: a block of k in all row tiles of the plane, with every token of the cube.
+/// One step: a block of k in all row tiles of the plane, with every token of the cube. x comes from shared memory, or
+/// from what the plane holds of it, from `own` on.
 #[cube]
 fn multiply<F: Float>(
     words: &Array<u32>,
@@ -181,6 +220,8 @@ fn multiply<F: Float>(
     acc: &mut Array<F4>,
     table: u32,
     x_lane: u32,
+    held: &Array<U4>,
+    #[comptime] own: usize,
     #[comptime] shape: Shape,
 ) {
     let token_tiles = comptime!(shape.token_tiles());
@@ -193,10 +234,14 @@ fn multiply<F: Float>(
             let mut xs = Array::<U4>::new(token_tiles);
             #[unroll]
             for j in 0..token_tiles {
-                xs[j] = load_shared_x4(
-                    x_lane,
-                    comptime!((j * 8 * shape.x_stride() * 16 + first * 32) as u32),
-                );
+                if comptime!(shape.plan.held > 0) {
+                    xs[j] = held[comptime!(own + first / 2 * token_tiles + j)];
+                } else {
+                    xs[j] = load_matrices(
+                        x_lane,
+                        comptime!((j * 8 * shape.x_stride() * 16 + first * 32) as u32),
+                    );
+                }
             }
             #[unroll]
             for i in 0..comptime!(shape.row_tiles()) {

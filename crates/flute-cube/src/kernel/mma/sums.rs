@@ -1,31 +1,71 @@
 //! Sums: across planes, across splits, and into y.
 
-use super::{Shape, ptx::F4, weight::first_tile};
+use super::{
+    Shape,
+    ptx::{F4, load_cluster_x4, shared_address, sync_cluster},
+};
 use cubecl::prelude::*;
 
-/// Sums over planes, ascending, of `slots` blocks of rows that lie a grid apart, and their place in y.
+/// Rows of W whose sums are stored: from row tile `tile` on, below row `end`; and the shape of y.
+#[derive(CubeType)]
+pub(super) struct Rows {
+    pub(super) tile: usize,
+    pub(super) end: usize,
+    pub(super) m: usize,
+    pub(super) n: usize,
+}
+
+/// Waits for all who fold their sums together: the cube, or its cluster.
+#[cube]
+pub(super) fn meet(#[comptime] shape: Shape) {
+    if comptime!(shape.plan.cluster) {
+        sync_cluster();
+    } else {
+        sync_cube();
+    }
+}
+
+/// Sums over planes, ascending, of `slots` blocks of rows one behind the other, and their place in y. In a cluster each
+/// cube takes its share of them, and sums over the cubes in the order of k.
 #[cube]
 pub(super) fn fold_planes<F: Float, Y: Float>(
     sums: &Shared<[F4]>,
     y: &mut [Y],
     bias: &[F],
     slots: usize,
-    row_block: usize,
+    rows: &Rows,
     token_first: usize,
-    m: usize,
-    n: usize,
     #[comptime] shape: Shape,
 ) {
     let items = comptime!(shape.planes_n() * shape.plane_sums());
-    let mut item = UNIT_POS as usize;
+    let cubes = comptime!(if shape.plan.cluster { shape.plan.split as usize } else { 1 });
+    // SAFETY: the address of shared memory that lives as long as the kernel.
+    let start = unsafe { sums.as_ptr_unchecked() };
+    let own = CUBE_POS_Z as usize * comptime!(shape.plan.cluster as usize);
+    let mut item = own * comptime!(shape.units()) + UNIT_POS as usize;
     while item < slots * items {
         let (slot, rest) = (item / items, item % items);
-        let first =
-            slot * comptime!(shape.planes_k() * shape.planes_n() * shape.plane_sums()) + rest;
-        let mut sum = sums[first];
-        #[unroll]
-        for p in 1..comptime!(shape.planes_k()) {
-            sum += sums[first + p * items];
+        let first = slot * comptime!(shape.planes_k()) * items + rest;
+        let mut sum = F4::new(0.0f32);
+        if comptime!(shape.plan.cluster) {
+            let address = shared_address::<F4>(start) + (first * 16) as u32;
+            #[unroll]
+            for cube in 0..cubes {
+                #[unroll]
+                for p in 0..comptime!(shape.planes_k()) {
+                    sum += load_cluster_x4(
+                        address,
+                        comptime!(cube as u32),
+                        comptime!((p * items * 16) as u32),
+                    );
+                }
+            }
+        } else {
+            sum += sums[first];
+            #[unroll]
+            for p in 1..comptime!(shape.planes_k()) {
+                sum += sums[first + p * items];
+            }
         }
         let (plane_n, rest) =
             (rest / comptime!(shape.plane_sums()), rest % comptime!(shape.plane_sums()));
@@ -36,45 +76,48 @@ pub(super) fn fold_planes<F: Float, Y: Float>(
             accumulator / comptime!(shape.token_tiles()),
             accumulator % comptime!(shape.token_tiles()),
         );
-        let tile = first_tile(row_block + slot * CUBE_COUNT_X as usize, plane_n, shape) + i;
-        store::<F, Y>(y, bias, sum, tile, token_first + j * 8, lane, m, n, shape);
-        item += comptime!(shape.units());
+        let tile =
+            (slot * comptime!(shape.planes_n()) + plane_n) * comptime!(shape.row_tiles()) + i;
+        store::<F, Y>(y, bias, sum, rows, tile, token_first + j * 8, lane, shape);
+        item += comptime!(cubes * shape.units());
     }
 }
 
-/// One accumulator: rows g and g + 8 of the tile, columns 2t and 2t + 1 of the token tile.
+/// One accumulator: rows g and g + 8 of tile `rows.tile + i`, columns 2t and 2t + 1 of the token tile.
 #[cube]
 pub(super) fn store<F: Float, Y: Float>(
     y: &mut [Y],
     bias: &[F],
     sum: F4,
-    tile: usize,
+    rows: &Rows,
+    i: usize,
     token_first: usize,
     lane: usize,
-    m: usize,
-    n: usize,
     #[comptime] shape: Shape,
 ) {
-    let base = CUBE_POS_Z as usize * m * n;
+    // Shares of a split lie one behind the other; a cluster has but one result.
+    let share = CUBE_POS_Z as usize * comptime!(!shape.plan.cluster as usize);
+    let base = share * rows.m * rows.n;
     #[unroll]
-    for i in 0..4usize {
-        let row = tile * 16 + lane / 4 + comptime!(i / 2 * 8);
-        let token = token_first + lane % 4 * 2 + comptime!(i % 2);
+    for part in 0..4usize {
+        let row = (rows.tile + i) * 16 + lane / 4 + comptime!(part / 2 * 8);
+        let token = token_first + lane % 4 * 2 + comptime!(part % 2);
         // Spare columns of a cube with fewer than 8 tokens repeat the first ones.
-        let own = lane % 4 * 2 + comptime!(i % 2) < comptime!((shape.plan.tokens as usize).min(8));
-        if own && row < n && token < m {
-            let mut value = sum.extract(i);
+        let own =
+            lane % 4 * 2 + comptime!(part % 2) < comptime!((shape.plan.tokens as usize).min(8));
+        if own && row < rows.end && token < rows.m {
+            let mut value = sum.extract(part);
             if comptime!(shape.bias) {
                 value += f32::cast_from(bias[row]);
             }
-            y[base + token * n + row] = Y::cast_from(value);
+            y[base + token * rows.n + row] = Y::cast_from(value);
         }
     }
 }
 
 /// `y[i] = Σ_s partials[s][i] + bias`, s ascending.
 #[cube(launch_unchecked)]
-pub(super) fn fold_splits<F: Float>(
+pub(in crate::kernel) fn fold_splits<F: Float>(
     partials: &[f32],
     bias: &[F],
     y: &mut [F],

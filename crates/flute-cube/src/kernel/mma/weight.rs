@@ -7,12 +7,6 @@ use super::{
 use crate::pack;
 use cubecl::prelude::*;
 
-/// The first row tile of a plane.
-#[cube]
-pub(super) fn first_tile(row_block: usize, plane_n: usize, #[comptime] shape: Shape) -> usize {
-    (row_block * comptime!(shape.planes_n()) + plane_n) * comptime!(shape.row_tiles())
-}
-
 /// Entry `index` of the table: a pair four times over, or a quad twice.
 #[cube]
 pub(super) fn table_vector(pairs: &[u32], index: usize, #[comptime] shape: Shape) -> U4 {
@@ -27,14 +21,25 @@ pub(super) fn table_vector(pairs: &[u32], index: usize, #[comptime] shape: Shape
     }
 }
 
-/// The block of k, and the row tiles from `tile` on, that a lane works on next.
+/// The block of k, and the row tiles from `tile` to `end` at most, that a lane works on next.
 #[derive(CubeType)]
 pub(super) struct Place {
     pub(super) tile: usize,
-    pub(super) tiles: usize,
+    pub(super) end: usize,
     pub(super) kb: usize,
+    pub(super) k_first: usize,
     pub(super) k_blocks: usize,
     pub(super) lane: usize,
+}
+
+/// The plane's next block of k, or after the last one the first of its next rows.
+#[cube]
+pub(super) fn step_on(place: &mut Place, last: bool, #[comptime] shape: Shape) {
+    place.kb += comptime!(shape.planes_k());
+    if last {
+        place.kb = place.k_first;
+        place.tile += comptime!(shape.row_tiles() * shape.planes_n());
+    }
 }
 
 /// A lane's words of one block of k in all row tiles of its plane; what does not exist is replaced by what does.
@@ -47,7 +52,7 @@ pub(super) fn load_blocks(
 ) {
     #[unroll]
     for i in 0..comptime!(shape.row_tiles()) {
-        let tile = min(place.tile + i, place.tiles - 1);
+        let tile = min(place.tile + i, place.end - 1);
         let block = (tile * place.k_blocks + min(place.kb, place.k_blocks - 1))
             * comptime!(32 * shape.words());
         let own = comptime!(i * shape.words());
@@ -81,20 +86,26 @@ pub(super) fn load_scales<F: Float>(
 ) {
     #[unroll]
     for i in 0..comptime!(shape.row_tiles()) {
-        let (tile, kb) = (min(place.tile + i, place.tiles - 1), min(place.kb, place.k_blocks - 1));
-        let first = if comptime!(shape.group == 0) {
-            tile
-        } else if comptime!(shape.group as usize <= pack::BLOCK_K) {
-            (tile * place.k_blocks + kb) * comptime!(shape.groups())
-        } else {
-            let blocks = comptime!((shape.group as usize).div_ceil(pack::BLOCK_K));
-            tile * place.k_blocks.div_ceil(blocks) + kb / blocks
-        };
+        let (tile, kb) = (min(place.tile + i, place.end - 1), min(place.kb, place.k_blocks - 1));
+        let first = first_group(tile, kb, place.k_blocks, shape);
         #[unroll]
         for group in 0..comptime!(shape.groups()) {
             into[comptime!(i * shape.groups() + group)] =
                 load_pair::<F>(scales, (first + group) * 8 + place.lane / 4);
         }
+    }
+}
+
+/// Where the scales of a block begin, in groups of 16 rows.
+#[cube]
+fn first_group(tile: usize, kb: usize, k_blocks: usize, #[comptime] shape: Shape) -> usize {
+    if comptime!(shape.group == 0) {
+        tile
+    } else if comptime!(shape.group as usize <= pack::BLOCK_K) {
+        (tile * k_blocks + kb) * comptime!(shape.groups())
+    } else {
+        let blocks = comptime!((shape.group as usize).div_ceil(pack::BLOCK_K));
+        tile * k_blocks.div_ceil(blocks) + kb / blocks
     }
 }
 

@@ -1,0 +1,177 @@
+//! The default bodies, in ordinary operations: correct on every backend, and differentiable.
+
+use super::{
+    Attend, FloatTensor, Norm, RotatedPrimitive, SlotPrimitive, SumPrimitive, attended, halved,
+    query_shape,
+};
+use crate::checkpoint::Activation;
+use burn::backend::{Backend, TensorMetadata, tensor::IntTensor};
+use burn::tensor::{FloatDType, Shape, Slice, TensorData, read_sync};
+use std::ops::Range;
+
+fn wide<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
+    B::float_cast(x, FloatDType::F32)
+}
+
+pub(super) fn norm<B: Backend>(
+    x: FloatTensor<B>,
+    gain: FloatTensor<B>,
+    form: Norm,
+) -> FloatTensor<B> {
+    let (x, last) = (wide::<B>(x.clone()), x.shape().num_dims() - 1);
+    let mut row = vec![1; last];
+    row.push(gain.shape()[0]);
+    let gain = B::float_reshape(B::float_add_scalar(gain, form.offset.into()), Shape::from(row));
+    let mean = B::float_mean_dim(B::float_mul(x.clone(), x.clone()), last);
+    let factor = B::float_recip(B::float_sqrt(B::float_add_scalar(mean, form.epsilon.into())));
+    B::float_cast(B::float_mul(B::float_mul(x, factor), gain), form.dtype.into())
+}
+
+pub(super) fn add_norm<B: Backend>(
+    stream: FloatTensor<B>,
+    branch: FloatTensor<B>,
+    gain: FloatTensor<B>,
+    form: Norm,
+) -> SumPrimitive<B> {
+    let dtype = FloatDType::from(stream.dtype());
+    let sum = B::float_add(wide::<B>(stream), wide::<B>(branch));
+    SumPrimitive { sum: B::float_cast(sum.clone(), dtype), normed: norm::<B>(sum, gain, form) }
+}
+
+pub(super) fn gate<B: Backend>(x: FloatTensor<B>, activation: Activation) -> FloatTensor<B> {
+    let (dtype, shape) = (FloatDType::from(x.dtype()), halved(&x.shape()));
+    let last = shape.num_dims() - 1;
+    let len = shape[last];
+    let x = wide::<B>(x);
+    let side = |range: Range<usize>| {
+        let mut slices: Vec<Slice> = shape.iter().map(|len| Slice::from(0..*len)).collect();
+        slices[last] = range.into();
+        B::float_slice(x.clone(), &slices)
+    };
+    let gate = side(0..len);
+    let gate = match activation {
+        Activation::Silu => B::float_mul(gate.clone(), B::sigmoid(gate)),
+        Activation::GeluTanh => {
+            let cube = B::float_mul(B::float_mul(gate.clone(), gate.clone()), gate.clone());
+            let inner = B::float_add(gate.clone(), B::float_mul_scalar(cube, 0.044715.into()));
+            let factor = (2.0 / std::f64::consts::PI).sqrt();
+            let tanh = B::float_tanh(B::float_mul_scalar(inner, factor.into()));
+            let half = B::float_mul_scalar(B::float_add_scalar(tanh, 1.0.into()), 0.5.into());
+            B::float_mul(gate, half)
+        }
+    };
+    B::float_cast(B::float_mul(gate, side(len..2 * len)), dtype)
+}
+
+pub(super) fn rotate_append<B: Backend>(
+    qkv: FloatTensor<B>,
+    cos: FloatTensor<B>,
+    sin: FloatTensor<B>,
+    slot: SlotPrimitive<B>,
+) -> RotatedPrimitive<B> {
+    let SlotPrimitive { mut keys, mut values, start } = slot;
+    let (device, dtype) = (qkv.device(), FloatDType::from(qkv.dtype()));
+    let (cache, shape) = (keys.shape(), query_shape(&qkv.shape(), &keys.shape()));
+    let [batch, heads, tokens, dim] = shape.dims();
+    let [_, key_heads, capacity, _] = cache.dims();
+    let (start, half) = (read::<B>(start), dim / 2);
+
+    let all = B::float_reshape(qkv, Shape::new([batch, tokens, heads + 2 * key_heads, dim]));
+    let all = B::float_swap_dims(all, 1, 2);
+    let part = |range: Range<usize>| {
+        B::float_slice(
+            all.clone(),
+            &[batch, 0, tokens, dim].map(|len| match len {
+                0 => Slice::from(range.clone()),
+                len => Slice::from(0..len),
+            }),
+        )
+    };
+    // What stands beyond the tables is not stored, and may have any rotation.
+    let rows = start.iter().flat_map(|start| {
+        (0..tokens as i64).map(move |token| (start + token).clamp(0, capacity as i64 - 1) as i32)
+    });
+    let rows = TensorData::new(rows.collect::<Vec<i32>>(), [batch * tokens]);
+    let rows = B::int_from_data(rows, &device);
+    let table = |table: FloatTensor<B>| {
+        let rows = B::float_select(table, 0, rows.clone());
+        B::float_reshape(rows, Shape::new([batch, 1, tokens, half]))
+    };
+    let (cos, sin) = (table(cos), table(sin));
+    let turn = |x: FloatTensor<B>, heads: usize| {
+        let x = wide::<B>(x);
+        let side = |range: Range<usize>| {
+            let slices = [0..batch, 0..heads, 0..tokens, range].map(Slice::from);
+            B::float_slice(x.clone(), &slices)
+        };
+        let (a, b) = (side(0..half), side(half..dim));
+        let first = B::float_sub(
+            B::float_mul(a.clone(), cos.clone()),
+            B::float_mul(b.clone(), sin.clone()),
+        );
+        let second = B::float_add(B::float_mul(b, cos.clone()), B::float_mul(a, sin.clone()));
+        B::float_cast(B::float_cat(vec![first, second], 3), dtype)
+    };
+    let query = turn(part(0..heads), heads);
+    let k = turn(part(heads..heads + key_heads), key_heads);
+    let v = part(heads + key_heads..heads + 2 * key_heads);
+    for (b, start) in start.iter().enumerate() {
+        let Ok(start) = usize::try_from(*start) else { continue };
+        let stored = tokens.min(capacity.saturating_sub(start));
+        if stored == 0 {
+            continue;
+        }
+        let at = [b..b + 1, 0..key_heads, start..start + stored, 0..dim].map(Slice::from);
+        let from = [b..b + 1, 0..key_heads, 0..stored, 0..dim].map(Slice::from);
+        keys = B::float_slice_assign(keys, &at, B::float_slice(k.clone(), &from));
+        values = B::float_slice_assign(values, &at, B::float_slice(v.clone(), &from));
+    }
+    RotatedPrimitive { query, keys, values }
+}
+
+pub(super) fn attend<B: Backend>(
+    query: FloatTensor<B>,
+    slot: SlotPrimitive<B>,
+    form: Attend,
+) -> FloatTensor<B> {
+    let SlotPrimitive { keys, values, start } = slot;
+    let dtype = FloatDType::from(query.dtype());
+    let (device, shape) = (query.device(), attended(&query.shape()));
+    let [_, heads, _, dim] = query.shape().dims();
+    let [_, key_heads, capacity, _] = keys.shape().dims();
+    let group = heads / key_heads;
+    let sequence = |(b, start): (usize, i64)| {
+        let end = usize::try_from(start + 1).unwrap_or(0).min(capacity);
+        let first = form.window.map_or(0, |window| end.saturating_sub(window));
+        if first == end {
+            return B::float_zeros(Shape::new([1, 1, heads * dim]), &device, FloatDType::F32);
+        }
+        let of = |cache: &FloatTensor<B>| {
+            let slices = [b..b + 1, 0..key_heads, first..end, 0..dim].map(Slice::from);
+            let part = B::float_slice(cache.clone(), &slices);
+            B::float_reshape(wide::<B>(part), Shape::new([key_heads, end - first, dim]))
+        };
+        let slices = [b..b + 1, 0..heads, 0..1, 0..dim].map(Slice::from);
+        let q = wide::<B>(B::float_slice(query.clone(), &slices));
+        let q = B::float_mul_scalar(q, form.scale.into());
+        let q = B::float_reshape(q, Shape::new([key_heads, group, dim]));
+        let mut scores = B::float_matmul(q, B::float_swap_dims(of(&keys), 1, 2));
+        if let Some(cap) = form.cap {
+            let tanh = B::float_tanh(B::float_div_scalar(scores, cap.into()));
+            scores = B::float_mul_scalar(tanh, cap.into());
+        }
+        let weighted = B::float_matmul(B::softmax(scores, 2), of(&values));
+        B::float_reshape(weighted, Shape::new([1, 1, heads * dim]))
+    };
+    let sequences: Vec<_> = read::<B>(start).into_iter().enumerate().map(sequence).collect();
+    let all = match sequences.is_empty() {
+        true => B::float_zeros(shape, &device, FloatDType::F32),
+        false => B::float_cat(sequences, 0),
+    };
+    B::float_cast(all, dtype)
+}
+
+fn read<B: Backend>(start: IntTensor<B>) -> Vec<i64> {
+    let data = read_sync(B::int_into_data(start));
+    data.unwrap_or_else(|error| panic!("reading where sequences stand: {error}")).iter().collect()
+}

@@ -1,0 +1,133 @@
+//! Attention of one new token a sequence over the cache of its keys and values (flash-decoding: split over positions).
+//!
+//! Positions are read on the device, so that a step can be captured once and replayed at every position; what is
+//! launched depends on the capacity of the cache alone. A sequence gives the same bits alone, in a batch and in a larger
+//! cache. Scores, weights and sums are f32, with one rounding at the end. Refused are heads of more than 256 features
+//! or of a number that 4 does not divide, more than 16 query heads a head of keys, and devices whose cubes are too
+//! small.
+
+use crate::{
+    Dtype, Error, Limits, Result,
+    kernel::attend::{self as kernel, MAX_DIM, MAX_GROUP},
+    launch::{Kernel, accepted, limits, measured},
+};
+use cubecl::{prelude::Client, server::Handle};
+
+/// What is asked: sequence b sees the positions up to `start[b]`, or as many of the last of them as its window has.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Attend {
+    /// Sequences; 0 asks for nothing and gets it.
+    pub batch: usize,
+    /// Heads of q: head h reads the head `h / (query_heads / key_heads)` of keys and values.
+    pub query_heads: usize,
+    /// Heads of k, and of v.
+    pub key_heads: usize,
+    /// Features of a head.
+    pub dim: usize,
+    /// Positions of the cache.
+    pub capacity: usize,
+    /// Factor of the products of q and k.
+    pub scale: f64,
+    /// Scores s become `cap · tanh(s / cap)`.
+    pub cap: Option<f64>,
+    /// Positions that a token sees, itself among them.
+    pub window: Option<usize>,
+    /// Of everything.
+    pub dtype: Dtype,
+}
+
+/// The buffers of an attention, all on the client's device.
+#[derive(Clone, Debug)]
+pub struct AttendBuffers {
+    /// `[batch, query_heads, dim]`.
+    pub query: Handle,
+    /// `[batch, key_heads, capacity, dim]`; what is not seen is not read.
+    pub keys: Handle,
+    /// As `keys`.
+    pub values: Handle,
+    /// `[batch]`, i32: the position of the new token of each sequence, whose keys and values are in the cache.
+    pub start: Handle,
+    /// `[batch, query_heads, dim]`: every element is written. A sequence that sees nothing (a negative start) gets zeros.
+    pub y: Handle,
+}
+
+impl Attend {
+    /// Whether a device of `limits` serves this.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`] for sizes of zero, query heads that the key heads do not divide, or more elements than 32
+    /// bits address; [`Error::UnsupportedDtype`], [`Error::UnsupportedShape`].
+    pub fn validate(&self, limits: &Limits) -> Result<()> {
+        let Self { batch, query_heads, key_heads, dim, capacity, window, dtype, .. } = *self;
+        let max = u32::MAX as usize;
+        for (what, found) in [
+            ("the number of key heads", key_heads),
+            ("the features of a head", dim),
+            ("the capacity of a cache", capacity),
+            ("the window", window.unwrap_or(1)),
+            (
+                "the number of query heads that share a head of keys",
+                match query_heads.checked_rem(key_heads) {
+                    Some(0) => query_heads / key_heads,
+                    _ => 0,
+                },
+            ),
+        ] {
+            if !(1..=max).contains(&found) {
+                return Err(Error::OutOfRange { what, found, min: 1, max });
+            }
+        }
+        // Partial sums take a vector of every head for each 64 positions, which is less than the cache.
+        for (what, factors) in [
+            ("the elements of a cache", [batch, capacity, key_heads, dim]),
+            ("the elements of q", [batch, query_heads, dim, 1]),
+        ] {
+            let found = factors.into_iter().fold(1, usize::saturating_mul);
+            if found > max {
+                return Err(Error::OutOfRange { what, found, min: 0, max });
+            }
+        }
+        limits.require(dtype)?;
+        let (units, bytes) = kernel::needed(self);
+        let (heads, grid) = (query_heads / key_heads, batch.max(query_heads));
+        for (what, needed, offered) in [
+            ("query heads a head of keys", heads, MAX_GROUP),
+            ("features of a head", if dim.is_multiple_of(4) { dim } else { usize::MAX }, MAX_DIM),
+            ("units a cube", units, limits.cube_units),
+            ("bytes of shared memory", bytes, limits.shared_bytes),
+            ("cubes along an axis", grid, limits.cube_count.min(65535)),
+        ] {
+            if needed > offered {
+                let device = limits.name.clone();
+                return Err(Error::UnsupportedShape { what, needed, offered, device });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Attends.
+///
+/// # Errors
+/// What [`Attend::validate`] refuses; [`Error::WrongLength`] for buffers that are too short; [`Error::Device`].
+pub fn attend(client: &Client, problem: &Attend, buffers: &AttendBuffers) -> Result<()> {
+    let limits = limits(client);
+    problem.validate(&limits)?;
+    let Attend { batch, query_heads, key_heads, dim, capacity, dtype, .. } = *problem;
+    let AttendBuffers { query, keys, values, start, y } = buffers;
+    let heads = batch * query_heads * dim * dtype.size();
+    let cache = batch * key_heads * capacity * dim * dtype.size();
+    measured(&[
+        ("the buffer of queries (bytes)", query, heads),
+        ("the cache of keys (bytes)", keys, cache),
+        ("the cache of values (bytes)", values, cache),
+        ("the buffer of positions (bytes)", start, 4 * batch),
+        ("the buffer of y (bytes)", y, heads),
+    ])?;
+    if batch == 0 {
+        return Ok(());
+    }
+    let (form, sums) = kernel::launch(client, problem, buffers, &limits);
+    accepted(client, Kernel::Partial(form), &sums)?;
+    accepted(client, Kernel::Fold(form), y)
+}

@@ -1,0 +1,248 @@
+//! One chunk of positions of the heads that share a head of keys.
+
+use super::{CHUNK, Form, HEADS, MASKED, PARTS, PIECES, Seen, Shape, UNITS, seen};
+use cubecl::{ir::ElemType, prelude::*};
+
+/// Leaves the weighted values of each head in `sums` `[batch, query heads, splits, dim]`, and in `stats` `[.., 2]` the
+/// greatest score of the chunk and the sum of the exponentials of what the others lie below it. Cubes whose chunk a
+/// sequence does not see leave nothing.
+#[cube(launch_unchecked)]
+pub(super) fn partial<F: Float, N: Size>(
+    query: &[Vector<F, N>],
+    keys: &[Vector<F, N>],
+    values: &[Vector<F, N>],
+    start: &[i32],
+    sums: &mut [Vector<f32, N>],
+    stats: &mut [f32],
+    shape: Shape,
+    #[comptime] form: Form,
+    #[define(F)] _dtype: ElemType,
+) {
+    let (split, key_head, batch) = (CUBE_POS_X as usize, CUBE_POS_Y as usize, CUBE_POS_Z as usize);
+    let seen = seen(start[batch], &shape, form.windowed);
+    let begin = (seen.first / CHUNK + split) * CHUNK;
+    if begin < seen.end {
+        let group = comptime!(form.group);
+        let vectors = comptime!(form.vectors);
+        let key_heads = CUBE_COUNT_Y as usize;
+        let first_head = (batch * key_heads + key_head) * group;
+        let cache = ((batch * key_heads + key_head) * shape.capacity + begin) * vectors;
+        let unit = UNIT_POS as usize;
+
+        let mut queries = Shared::<[Vector<f32, N>]>::new_slice(comptime!(group * vectors));
+        let mut at = unit;
+        while at < comptime!(group * vectors) {
+            let query = Vector::<f32, N>::cast_from(query[first_head * vectors + at]);
+            queries[at] = query * Vector::<f32, N>::new(shape.scale);
+            at += UNITS;
+        }
+        sync_cube();
+
+        let mut scores = Shared::<[f32]>::new_slice(comptime!(group * CHUNK));
+        score::<F, N>(keys, &queries, &mut scores, cache, begin, &seen, &shape, form);
+        let mut pieces = Shared::<[f32]>::new_slice(comptime!(group * PIECES));
+        let mut tops = Shared::<[f32]>::new_slice(comptime!(group * PIECES));
+        weigh(&mut scores, &mut tops, &mut pieces, form);
+        if unit < group {
+            let mut sum = pieces[unit * PIECES];
+            let mut top = tops[unit * PIECES];
+            #[unroll]
+            for i in 1..PIECES {
+                sum += pieces[unit * PIECES + i];
+                top = max(top, tops[unit * PIECES + i]);
+            }
+            let place = 2 * ((first_head + unit) * shape.splits + split);
+            stats[place] = top;
+            stats[place + 1] = sum;
+        }
+
+        let pile = comptime!(form.teams() * vectors);
+        let mut teams = Shared::<[Vector<f32, N>]>::new_slice(comptime!(
+            form.together * form.teams() * vectors
+        ));
+        #[unroll]
+        for turn in 0..comptime!(group.div_ceil(HEADS)) {
+            let mut weighted = Array::<Vector<f32, N>>::new(comptime!(heads(turn, form)));
+            weight::<F, N>(values, &scores, &mut weighted, cache, begin, &seen, turn, form);
+            #[unroll]
+            for round in 0..comptime!(heads(turn, form).div_ceil(form.together)) {
+                let first = comptime!(round * form.together);
+                let live = comptime!((heads(turn, form) - first).min(form.together));
+                if unit < pile {
+                    #[unroll]
+                    for i in 0..live {
+                        teams[i * pile + unit] = weighted[comptime!(first + i)];
+                    }
+                }
+                sync_cube();
+                let mut at = unit;
+                while at < comptime!(live * vectors) {
+                    let (i, lane) = (at / vectors, at % vectors);
+                    let mut sum = teams[i * pile + lane];
+                    #[unroll(form.teams() <= 16)]
+                    for team in 1..comptime!(form.teams()) {
+                        sum += teams[i * pile + team * vectors + lane];
+                    }
+                    let head = first_head + comptime!(turn * HEADS + first) + i;
+                    sums[(head * shape.splits + split) * vectors + lane] = sum;
+                    at += UNITS;
+                }
+                sync_cube();
+            }
+        }
+    }
+}
+
+/// Heads of a turn.
+fn heads(turn: usize, form: Form) -> usize {
+    (form.group - turn * HEADS).min(HEADS)
+}
+
+/// `slot` if the sequence sees it, else the nearest one that it sees: a place that was written, so that loads need not
+/// wait for a branch. What is read for such a slot has no weight.
+#[cube]
+fn visible(slot: usize, begin: usize, seen: &Seen) -> usize {
+    min(max(begin + slot, seen.first), seen.end - 1) - begin
+}
+
+/// The scores of the chunk, masked where the sequence does not look.
+#[cube]
+fn score<F: Float, N: Size>(
+    keys: &[Vector<F, N>],
+    queries: &Shared<[Vector<f32, N>]>,
+    scores: &mut Shared<[f32]>,
+    cache: usize,
+    begin: usize,
+    seen: &Seen,
+    shape: &Shape,
+    #[comptime] form: Form,
+) {
+    let group = comptime!(form.group);
+    let vectors = comptime!(form.vectors);
+    let unit = UNIT_POS as usize;
+    let (slot, part) = (unit / PARTS, unit % PARTS);
+    let mut dots = Array::<f32>::new(group);
+    #[unroll]
+    for head in 0..group {
+        dots[head] = 0.0f32;
+    }
+    let row = cache + visible(slot, begin, seen) * vectors;
+    #[unroll]
+    for i in 0..comptime!(vectors / PARTS) {
+        let at = i * PARTS + part;
+        let key = Vector::<f32, N>::cast_from(keys[row + at]);
+        #[unroll]
+        for head in 0..group {
+            let query = queries[head * vectors + at];
+            #[unroll]
+            for j in 0..comptime!(form.width) {
+                dots[head] += query.extract(j) * key.extract(j);
+            }
+        }
+    }
+    let mut parts = Shared::<[f32]>::new_slice(comptime!(group * PARTS * CHUNK));
+    #[unroll]
+    for head in 0..group {
+        parts[(head * PARTS + part) * CHUNK + slot] = dots[head];
+    }
+    sync_cube();
+    let mut at = unit;
+    while at < comptime!(group * CHUNK) {
+        let (head, slot) = (at / CHUNK, at % CHUNK);
+        let mut sum = parts[head * comptime!(PARTS * CHUNK) + slot];
+        #[unroll]
+        for part in 1..PARTS {
+            sum += parts[(head * PARTS + part) * CHUNK + slot];
+        }
+        if comptime!(form.capped) {
+            // A shader's tanh may overflow where this one has long been 1.
+            sum = shape.cap * clamp(sum / shape.cap, -15.0f32, 15.0f32).tanh();
+        }
+        let visible = begin + slot >= seen.first && begin + slot < seen.end;
+        scores[at] = select(visible, sum, f32::new(MASKED));
+        at += UNITS;
+    }
+    sync_cube();
+}
+
+/// Scores to weights: the exponentials of what they lie below their head's greatest. Leaves the greatest and the sum of
+/// each piece of a head.
+#[cube]
+fn weigh(
+    scores: &mut Shared<[f32]>,
+    tops: &mut Shared<[f32]>,
+    pieces: &mut Shared<[f32]>,
+    #[comptime] form: Form,
+) {
+    let group = comptime!(form.group);
+    let length = comptime!(CHUNK / PIECES);
+    let unit = UNIT_POS as usize;
+    if unit < comptime!(group * PIECES) {
+        let mut top = scores[unit * length];
+        #[unroll]
+        for i in 1..length {
+            top = max(top, scores[unit * length + i]);
+        }
+        tops[unit] = top;
+    }
+    sync_cube();
+    let mut at = unit;
+    while at < comptime!(group * CHUNK) {
+        let head = at / CHUNK;
+        let mut top = tops[head * PIECES];
+        #[unroll]
+        for i in 1..PIECES {
+            top = max(top, tops[head * PIECES + i]);
+        }
+        // A chunk holds a position that is seen, so that its greatest score is one.
+        scores[at] = (scores[at] - top).exp();
+        at += UNITS;
+    }
+    sync_cube();
+    if unit < comptime!(group * PIECES) {
+        let mut sum = scores[unit * length];
+        #[unroll]
+        for i in 1..length {
+            sum += scores[unit * length + i];
+        }
+        pieces[unit] = sum;
+    }
+    sync_cube();
+}
+
+/// What a unit's team adds to a vector of each head of the turn.
+#[cube]
+fn weight<F: Float, N: Size>(
+    values: &[Vector<F, N>],
+    scores: &Shared<[f32]>,
+    weighted: &mut Array<Vector<f32, N>>,
+    cache: usize,
+    begin: usize,
+    seen: &Seen,
+    #[comptime] turn: usize,
+    #[comptime] form: Form,
+) {
+    let vectors = comptime!(form.vectors);
+    let unit = UNIT_POS as usize;
+    let (team, lane) = (unit / vectors, unit % vectors);
+    #[unroll]
+    for i in 0..comptime!(heads(turn, form)) {
+        weighted[i] = Vector::<f32, N>::new(0.0f32);
+    }
+    if team < comptime!(form.teams()) {
+        #[unroll(form.turns() <= 8)]
+        for turn_of_team in 0..comptime!(form.turns()) {
+            // Teams whose number does not divide the chunk end beyond it.
+            let slot = min(team + turn_of_team * comptime!(form.teams()), CHUNK - 1);
+            let within = team + turn_of_team * comptime!(form.teams()) < CHUNK;
+            let row = cache + visible(slot, begin, seen) * vectors;
+            let value = Vector::<f32, N>::cast_from(values[row + lane]);
+            #[unroll]
+            for i in 0..comptime!(heads(turn, form)) {
+                let score = scores[comptime!((turn * HEADS + i) * CHUNK) + slot];
+                let factor = select(within, score, 0.0f32);
+                weighted[i] += value * Vector::<f32, N>::new(factor);
+            }
+        }
+    }
+}

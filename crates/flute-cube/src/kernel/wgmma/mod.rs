@@ -1,0 +1,229 @@
+//! The warpgroup kernel: Hopper's `wgmma` with the decoded weights as its A operand. CUDA of compute capability 9.0
+//! alone, f16 and bf16, for many rows of x.
+//!
+//! Four planes with 16 rows of W each are a warpgroup; a plane's fragments are those of `mma.m16n8k16`, so words come
+//! from memory into registers and through the pair table as in the other tensor-core kernel. A block of 128 of k is
+//! decoded once for all tokens of the cube, which lie in shared memory as the matrix unit reads them: copied there
+//! ahead of their use. While one warpgroup decodes, the matrix unit works for another.
+//!
+//! What could decide is shared memory, 128 bytes a cycle: for 64 rows by 16 of k the matrix unit works `tokens / 2`
+//! cycles and reads for `tokens / 4` of them, 16 more go into lookups: in balance at 64 tokens, hidden above. What does
+//! on an H200 are the instructions of a warp: some 350 for a block of 128 of k, a third of them to copy x, take longer
+//! than the 256 to 512 cycles for which they occupy the matrix unit, and only two warps share a scheduler.
+//!
+//! The order of every sum is fixed by the plan: blocks of k ascending, then splits.
+
+mod chain;
+mod product;
+mod ring;
+mod store;
+mod weight;
+
+use super::mma::sums::fold_splits;
+use crate::{Dtype, Format, Group, Operands, PackedWeight, Problem, WgmmaPlan, launch, pack};
+use chain::Chain;
+use cubecl::{prelude::*, server::Handle};
+use half::{bf16, f16};
+use product::warpgroup_gemm;
+
+/// What is known when the kernel is compiled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Shape {
+    plan: WgmmaPlan,
+    bits: u8,
+    /// Weights a scale; 0 for the whole row.
+    group: u32,
+    bf16: bool,
+    bias: bool,
+    /// Whether y is written in words of two rows.
+    y_pairs: bool,
+}
+
+impl Shape {
+    fn ty(self) -> &'static str {
+        if self.bf16 { "bf16" } else { "f16" }
+    }
+    /// As [`WgmmaPlan::shared_bytes`] counts them.
+    fn table_bytes(self) -> usize {
+        128 << if self.bits == 3 { 6 } else { 8 }
+    }
+    fn stages_bytes(self) -> usize {
+        (self.plan.stages * self.plan.tokens) as usize * 2 * pack::BLOCK_K
+    }
+    /// All of shared memory: stages, table, and two barriers of eight bytes a stage.
+    fn shared_vectors(self) -> usize {
+        (self.stages_bytes() + self.table_bytes()) / 16 + self.plan.stages as usize
+    }
+    fn words(self) -> usize {
+        2 * self.bits as usize
+    }
+    /// Groups of a block, or 1 where groups are longer.
+    fn groups(self) -> usize {
+        if self.group == 0 { 1 } else { pack::BLOCK_K.div_ceil(self.group as usize) }
+    }
+    /// Instructions of a group.
+    fn steps(self) -> usize {
+        8 / self.groups()
+    }
+    fn row_tiles(self) -> usize {
+        self.plan.row_tiles as usize
+    }
+    fn chunks(self) -> usize {
+        (self.plan.tokens / self.plan.chunk) as usize
+    }
+    /// Whether there are registers for copying x while the matrix unit works: four warpgroups have 128 each.
+    fn roomy(self) -> bool {
+        self.plan.warpgroups < 4
+    }
+    /// Whether weights are decoded while the matrix unit works, where 32 registers more are left for them. With one
+    /// decoding a block the compiler gives those of the next block the registers of this one, and lets nothing overlap
+    /// the matrix unit any more.
+    fn ahead(self) -> bool {
+        let sums = self.row_tiles() * self.plan.tokens as usize / 2 + self.plan.chunk as usize / 2;
+        self.roomy() && sums <= 96 && self.row_tiles() * self.groups() > 1
+    }
+    /// The row tile and group that is decoded next to `unit` of a block.
+    fn after(self, unit: usize) -> (usize, usize) {
+        let unit = (unit + 1) % (self.row_tiles() * self.groups());
+        (unit / self.groups(), unit % self.groups())
+    }
+    fn chain(self, group: usize) -> Chain {
+        Chain {
+            steps: self.steps(),
+            tokens: self.plan.chunk as usize,
+            panel: 128 * self.plan.tokens as usize,
+            first: group * self.steps(),
+            bf16: self.bf16,
+        }
+    }
+}
+
+/// Computes `y`; with a split, its shares first and then their sum.
+pub(crate) fn launch(client: &Client, problem: &Problem, plan: &WgmmaPlan, operands: &Operands) {
+    match problem.dtype {
+        Dtype::BF16 => launch_in::<bf16>(client, problem, plan, operands),
+        _ => launch_in::<f16>(client, problem, plan, operands),
+    }
+}
+
+fn launch_in<F: Float + CubeElement>(
+    client: &Client,
+    problem: &Problem,
+    plan: &WgmmaPlan,
+    operands: &Operands,
+) {
+    let x = vectors_of_x::<F>(client, problem, &operands.x);
+    if plan.split == 1 {
+        return launch_product::<F, F>(client, problem, plan, operands, [&x, &operands.y]);
+    }
+    let len = problem.m * problem.n;
+    let partials = client.empty(4 * plan.split as usize * len);
+    launch_product::<F, f32>(client, problem, plan, operands, [&x, &partials]);
+    let bias = operands.bias.clone().unwrap_or_else(|| operands.pairs.clone());
+    let bias_len = if problem.bias { problem.n } else { 1 };
+    // SAFETY: `partials` holds `split · m · n` sums and `y` and `bias` were measured; the kernel stays below `len`.
+    unsafe {
+        fold_splits::launch_unchecked::<F>(
+            client,
+            CubeCount::Static((len.div_ceil(256) as u32).min(1 << 20), 1, 1),
+            CubeDim::new_1d(256),
+            BufferArg::from_raw_parts(partials, plan.split as usize * len),
+            BufferArg::from_raw_parts(bias, bias_len),
+            BufferArg::from_raw_parts(operands.y.clone(), len),
+            problem.n as u32,
+            plan.split,
+            problem.bias,
+        );
+    }
+}
+
+/// x in rows of whole vectors of 16 bytes: itself, or a copy whose rows end in zeros.
+fn vectors_of_x<F: Float + CubeElement>(client: &Client, problem: &Problem, x: &Handle) -> Handle {
+    let Problem { m, k, .. } = *problem;
+    if k.is_multiple_of(8) && x.offset_start.unwrap_or(0).is_multiple_of(16) {
+        return x.clone();
+    }
+    let len = m * k.next_multiple_of(8);
+    let copy = client.empty(2 * len);
+    // SAFETY: `x` was measured, `copy` holds `len` elements, and the kernel stays below both.
+    unsafe {
+        pad_rows::launch_unchecked::<F>(
+            client,
+            CubeCount::Static((len.div_ceil(256) as u32).min(1 << 16), 1, 1),
+            CubeDim::new_1d(256),
+            BufferArg::from_raw_parts(x.clone(), m * k),
+            BufferArg::from_raw_parts(copy.clone(), len),
+            k as u32,
+        );
+    }
+    copy
+}
+
+/// Rows of `k` elements to rows of the next multiple of eight, the rest of them 0.
+#[cube(launch_unchecked)]
+fn pad_rows<F: Float>(x: &[F], copy: &mut [F], k: u32) {
+    let (from, to) = (k as usize, (k as usize).div_ceil(8) * 8);
+    let mut i = ABSOLUTE_POS;
+    while i < copy.len() {
+        let (row, column) = (i / to, i % to);
+        copy[i] = select(column < from, x[row * from + min(column, from - 1)], F::new(0.0));
+        i += CUBE_COUNT * CUBE_DIM as usize;
+    }
+}
+
+fn launch_product<F: Float + CubeElement, Y: Float + CubeElement>(
+    client: &Client,
+    problem: &Problem,
+    plan: &WgmmaPlan,
+    operands: &Operands,
+    [x, y]: [&Handle; 2],
+) {
+    let Problem { m, n, k, format: Format { bits, group }, .. } = *problem;
+    let shape = Shape {
+        // How many cubes there are is the grid's business, not the kernel's.
+        plan: WgmmaPlan { split: 1, ..*plan },
+        bits: bits.get(),
+        group: match group {
+            Group::Size(size) => size,
+            Group::Whole => 0,
+        },
+        bf16: problem.dtype == Dtype::BF16,
+        bias: problem.bias && plan.split == 1,
+        y_pairs: plan.split == 1
+            && n.is_multiple_of(2)
+            && y.offset_start.unwrap_or(0).is_multiple_of(4),
+    };
+    let items = n.div_ceil(plan.rows()) * m.div_ceil(plan.tokens as usize);
+    let room = launch::limits(client).processors;
+    let cubes = room.div_ceil(plan.split as usize).min(items) as u32;
+    let x_row = k.div_ceil(8);
+    let bias = operands.bias.clone().unwrap_or_else(|| operands.pairs.clone());
+    // SAFETY: the operands were measured against the problem, and the kernel reads x below (m, x_row), words and
+    // scales below their tiles (a tile that does not exist is replaced by the last one), and writes y below (m, n).
+    unsafe {
+        warpgroup_gemm::launch_unchecked::<F, Y>(
+            client,
+            CubeCount::Static(cubes, plan.split, 1),
+            CubeDim::new_1d(plan.units() as u32),
+            4 * shape.steps(),
+            plan.chunk as usize / 2,
+            BufferArg::from_raw_parts(x.clone(), m * x_row),
+            BufferArg::from_raw_parts(
+                operands.words.clone(),
+                PackedWeight::words_len(n, k, problem.format),
+            ),
+            BufferArg::from_raw_parts(
+                operands.scales.clone(),
+                PackedWeight::scales_len(n, k, problem.format) / 2,
+            ),
+            BufferArg::from_raw_parts(operands.pairs.clone(), bits.pairs()),
+            BufferArg::from_raw_parts(bias, if problem.bias { n } else { 1 }),
+            BufferArg::from_raw_parts(y.clone(), plan.split as usize * m * n),
+            m as u32,
+            n as u32,
+            k as u32,
+            x_row as u32,
+            shape,
+        );
+    }
+}
