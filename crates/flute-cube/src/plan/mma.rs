@@ -284,7 +284,7 @@ fn cuts(problem: &Problem, limits: &Limits) -> Vec<Cut> {
             let tall = cut(tokens, (1, 16), 4, 1);
             if narrow.spread(problem, limits).split > 1 && limits.bulk {
                 let apart = Cut { hold: true, ..cut(tokens, (2, 8), 2, 1) };
-                vec![spread(apart, 2), spread(narrow, 2), spread(tall, 2), twice]
+                vec![spread(narrow, 2), spread(apart, 2), spread(tall, 2), twice]
             } else if problem.k > 16384 {
                 vec![tall, Cut { hold: false, ..narrow }, twice]
             } else if tiles < 3 {
@@ -300,16 +300,19 @@ fn cuts(problem: &Problem, limits: &Limits) -> Vec<Cut> {
             let flat = Cut { hold: true, ..flat };
             let tall = cut(16, (16, 1), 4, 1);
             match tiles {
-                0..3 => vec![spread(flat, 2), spread(square, 2), square],
-                3..8 => vec![spread(square, 2), spread(flat, 2), square],
+                0..2 if problem.k <= 8192 => vec![spread(flat, 2), spread(square, 2), square],
+                0..8 => vec![spread(square, 2), spread(flat, 2), square],
                 _ => vec![spread(tall, 4), spread(square, 2), square],
             }
         }
         17..=32 => {
             let (square, tall) = (cut(32, (4, 4), 1, 1), cut(32, (16, 1), 2, 1));
+            let whole = spread(tall, 2).plan(problem, limits);
+            let whole = (whole.k_stage * whole.split) as usize >= problem.k;
             match tiles {
-                0..3 => vec![spread(square, 2), spread(tall, 2), square],
-                _ => vec![spread(tall, 2), spread(square, 2), square],
+                0..3 if problem.k <= 8192 => vec![spread(square, 2), spread(tall, 2), square],
+                _ if whole => vec![spread(tall, 2), spread(square, 2), square],
+                _ => vec![square, spread(square, 2), spread(tall, 2)],
             }
         }
         _ => vec![cut(64, (8, 1), 2, 1), cut(64, (8, 1), 1, 1)],
