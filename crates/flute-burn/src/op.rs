@@ -231,11 +231,13 @@ mod launch {
         },
         tensor::CubeTensor,
     };
-    use flute_cube::{Operands, Problem};
+    use flute_cube::{Operands, Plan, Problem, tune};
 
-    /// Rows of x from which on the weight is decoded once and multiplied densely. The kernels decode it anew for every
-    /// tile of at most 64 rows: at 256 rows that took 458 µs for 28672 × 4096 on an H200, where decoding (300 MB of
-    /// traffic) and cuBLAS's dense product (94 µs) would take less than 200. A computed border, not a measured one.
+    /// Rows of x from which on the weight is decoded once and multiplied densely, unless a warpgroup kernel multiplies.
+    /// The other kernels decode it anew for every tile of at most 64 rows: at 256 rows that took 458 µs for 28672 × 4096
+    /// on an H200, where decoding (300 MB of traffic) and cuBLAS's dense product (94 µs) would take less than 200, a
+    /// computed border. The warpgroup kernel takes 144 µs there and 494 at 1024 rows (490 TFLOP/s), where a whole
+    /// model's prompt went through decoding and the untuned product at 48 TFLOP/s.
     const DENSE_FROM: usize = 129;
 
     pub(super) fn qgemm(
@@ -270,7 +272,8 @@ mod launch {
         let tensor = |shape: Shape, handle| {
             CubeTensor::new_contiguous(client.clone(), device.clone(), shape, handle, dtype)
         };
-        if m < DENSE_FROM {
+        let fused = m < DENSE_FROM || matches!(tune::plan(&client, &problem), Ok(Plan::Wgmma(_)));
+        if fused {
             if let Err(error) = flute_cube::qgemm(&client, &problem, operands) {
                 refused(error.into());
             }
