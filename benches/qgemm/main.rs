@@ -8,7 +8,9 @@
 mod dense;
 mod layer;
 mod options;
+mod plot;
 mod report;
+mod sweep;
 mod target;
 
 use anyhow::{Result, ensure};
@@ -35,13 +37,24 @@ fn main() -> ExitCode {
         }
     };
     let mut report = Report::new(options.json.clone());
+    let mut swept = true;
     for name in &options.devices {
         match Target::open(name) {
-            Ok(target) => measure(&target, &options, &mut report),
+            Ok(target) => match &options.sweep {
+                Some(folder) => match sweep::run(&target, &options, folder) {
+                    Ok(good) => swept &= good,
+                    Err(error) => {
+                        eprintln!("error: {name}: {error:#}");
+                        swept = false;
+                    }
+                },
+                None => measure(&target, &options, &mut report),
+            },
             Err(error) => eprintln!("note: {name} is left out: {error:#}"),
         }
     }
-    if report.is_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    let good = if options.sweep.is_some() { swept } else { report.is_good() };
+    if good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 /// All cases of one device.

@@ -16,6 +16,8 @@ usage: cargo bench --bench qgemm -- [OPTIONS]
   --dtype T         f16, bf16, f32           [f16]
   --tune            measure every plan, report the best beside the selected one
   --burn            measure Burn's own f16 matmul too (its first run of a shape tunes itself for seconds)
+  --sweep FOLDER    instead, times over rows from 1 to 8192: every plan, dense products and the floor, for each shape as
+                    JSON and drawn as SVG; for GPUs
   --quick           4 bits alone, unless --bits says more
   --pause MS        idle time before each group of figures, against heat  [300]
   --json FILE       write the figures there too, as an array of objects
@@ -34,6 +36,8 @@ pub(crate) struct Options {
     pub(crate) burn: bool,
     pub(crate) pause: Duration,
     pub(crate) json: Option<PathBuf>,
+    /// Where a sweep over rows goes, if one is asked for.
+    pub(crate) sweep: Option<PathBuf>,
 }
 
 const SHAPES: [(usize, usize); 5] =
@@ -53,6 +57,7 @@ impl Options {
             burn: false,
             pause: Duration::from_millis(300),
             json: None,
+            sweep: None,
         };
         let (mut bits, mut groups, mut quick) = (None, vec![128], false);
         let mut args = args.peekable();
@@ -81,6 +86,7 @@ impl Options {
                     let all = list(&name, &value()?)?;
                     options.pause = Duration::from_millis(all[0]);
                 }
+                "--sweep" => options.sweep = Some(value()?.into()),
                 "--json" => options.json = Some(value()?.into()),
                 _ => bail!("{name} is not an option"),
             }

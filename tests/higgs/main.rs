@@ -5,6 +5,7 @@ mod imports;
 mod models;
 #[path = "../model/oracle.rs"]
 mod oracle;
+mod random;
 mod rotation;
 mod writer;
 
@@ -295,7 +296,7 @@ fn a_rotated_layer_is_the_dense_layer_that_it_came_from() -> Result<()> {
         let layer =
             FluteLinear::from_weight(tensor(&weight, [n, k]), Some(tensor(&bias, [n])), &method)?;
         assert_eq!((layer.in_features(), layer.shape().k), (k, k.next_multiple_of(block)));
-        assert_eq!(layer.rotation(), Some(Rotation { block, in_features: k }));
+        assert_eq!(layer.rotation(), Some(Rotation { block, in_features: k, seed: None }));
         // The weight as the layer stands for it, rotated back in f64.
         let stored = quantize("w", &weight, n, k, &method)?;
         let restored = naive(&stored.dequantize(), block);
@@ -343,7 +344,7 @@ fn a_device_with_kernels_rotates_as_the_cpu_does() -> Result<()> {
     let (bias, x) = (normal(52, n), normal(53, 5 * k));
     let run = |device: &Device| -> Result<Vec<f32>> {
         let layer = FluteLinear::from_quantized(&weight, Some(&bias), DType::F32, device)?;
-        let layer = layer.with_rotation(Rotation { block: 128, in_features: k })?;
+        let layer = layer.with_rotation(Rotation { block: 128, in_features: k, seed: None })?;
         let x = Tensor::<2>::from_data(TensorData::new(x.clone(), [5, k]), device);
         Ok(layer.forward(x).try_into_vec_as::<f32>()?)
     };
@@ -375,9 +376,12 @@ fn a_rotation_that_does_not_fit_the_weight_is_refused() -> Result<()> {
     let weight = quantize("w", &normal(45, 8 * 256), 8, 256, &higgs(Bits::Two, 1, 64, 128)?)?;
     let layer = FluteLinear::from_quantized(&weight, None, DType::F32, &Device::flex())?;
     for (block, in_features) in [(128, 100), (128, 257), (100, 200), (64, 0)] {
-        let found = layer.clone().with_rotation(Rotation { block, in_features });
+        let found = layer.clone().with_rotation(Rotation { block, in_features, seed: None });
         ensure!(found.is_err(), "blocks of {block} over {in_features}");
     }
-    assert_eq!(layer.with_rotation(Rotation { block: 128, in_features: 200 })?.in_features(), 200);
+    assert_eq!(
+        layer.with_rotation(Rotation { block: 128, in_features: 200, seed: None })?.in_features(),
+        200
+    );
     Ok(())
 }

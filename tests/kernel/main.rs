@@ -14,9 +14,12 @@
 
 mod attend;
 mod case;
+mod choose;
 mod decode;
+mod dense;
 mod device;
 mod gate;
+mod gemv;
 mod hadamard;
 mod matrix;
 mod norm;
@@ -25,6 +28,7 @@ mod plans;
 mod refusals;
 mod repeats;
 mod rotate;
+mod rotated;
 mod rows;
 mod run;
 mod selection;

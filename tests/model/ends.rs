@@ -41,12 +41,14 @@ fn logits(model: &Model) -> Result<Vec<f32>> {
 #[test]
 fn codes_of_head_and_embedding_give_the_logits_of_their_decoded_weights() -> Result<()> {
     let scratch = tempfile::tempdir()?;
-    let higgs = Method::Higgs(Higgs::new(Bits::Three, 2, Group::Size(64), 64)?);
+    let higgs = Higgs::new(Bits::Three, 2, Group::Size(64), 64)?;
+    let random = Method::Higgs(higgs.clone().with_seed(4));
     let cases = [
         ("llama", LLAMA, [Some(nf(Bits::Four)), Some(nf(Bits::Three))]),
         // One copy of the codes is looked up and multiplied by.
         ("gemma", GEMMA, [None, Some(nf(Bits::Four))]),
-        ("rotated", GEMMA, [None, Some(higgs)]),
+        ("rotated", GEMMA, [None, Some(Method::Higgs(higgs))]),
+        ("rotated at random", GEMMA, [None, Some(random)]),
     ];
     for (name, fixture, ends) in cases {
         let dir = scratch.path().join(name);

@@ -4,11 +4,13 @@
 //! the CPU everything is f32. `FLUTE_DEVICE` names a device whose kernels are checked too (`cuda`, `vulkan`,
 //! `wgpu:cpu`, …); without it the software rasterizer of Vulkan is used where the machine has one.
 
+mod batch;
 mod ends;
 mod fixture;
 mod fused;
 mod gemma;
 mod gradients;
+mod graph;
 mod oracle;
 mod synthetic;
 mod variants;

@@ -51,13 +51,14 @@ fn a_step_reads_every_weight_once_and_the_keys_and_values_that_are_seen() -> Res
 fn a_bench_says_how_fast_a_step_is_and_what_bounds_it() -> Result<()> {
     let device = super::kernel_device()?.unwrap_or_else(Device::flex);
     let model = noise("tiny", Some(Format::new(4, 128)?), device.clone())?;
-    let options = BenchOptions { batch: 2, context: 20, tokens: 3, prompt: 12 };
+    let options = BenchOptions { batch: 2, context: 20, tokens: 3, prompt: 12, graph: true };
     let mut stages = vec![];
     let speed = bench(&model, &options, &mut |stage| stages.push(stage.to_owned()))?;
     assert_eq!(stages, ["read rate", "decoding", "prompt"]);
     ensure!(speed.step_seconds_least > 0.0 && speed.step_seconds_least <= speed.step_seconds);
     ensure!((speed.tokens_per_second * speed.step_seconds - 2.0).abs() < 1e-9);
     let kernels = flute_burn::device::client(&device).is_some();
+    ensure!(speed.graph == kernels && speed.step_seconds_launched.is_some() == kernels);
     ensure!(speed.read_rate.is_some_and(|rate| rate > 1e6) == kernels);
     if let (Some(floor), Some(of)) = (speed.floor_seconds, speed.of_floor) {
         ensure!((of * speed.step_seconds - floor).abs() < 1e-9 && floor > 0.0);

@@ -2,20 +2,21 @@
 //!
 //! Decoding reads every weight once a step, so no device is faster than those bytes at the rate at which it reads; that
 //! floor is computed from a rate measured in the same run. A step is measured as a user sees it: tokens go in, the
-//! likeliest next ones come back to the host, and the first steps, in which kernels are compiled and tuned, are left out.
+//! likeliest next ones come back to the host, and the first steps, in which kernels are compiled and a step is recorded,
+//! are left out. Where steps are replayed, steps that the host launches are measured beside them.
 //! The context that steps look back at is noise: what is read does not depend on it. Refused: a context or a prompt
 //! beyond that of the model, counts of zero.
 
 use crate::device;
 use crate::error::{Error, Result};
 use crate::generate::{GenerateOptions, generate, prefill_chunk};
-use crate::model::{Model, StepBytes};
+use crate::model::{Decoding, Model, StepBytes};
 use burn::tensor::Tensor;
 use flute_cube::measure;
 use serde::Serialize;
 use std::time::Instant;
 
-/// Steps that are not counted: in them kernels are compiled and tuned.
+/// Steps that are not counted: in them kernels are compiled and a step is recorded.
 const WARM_UP: usize = 8;
 
 /// Bytes that the read rate is measured over: more than any cache holds.
@@ -32,11 +33,13 @@ pub struct BenchOptions {
     pub tokens: usize,
     /// Tokens of the prompt whose reading is measured; 0 leaves that out.
     pub prompt: usize,
+    /// Whether steps are recorded and replayed where the device can.
+    pub graph: bool,
 }
 
 impl Default for BenchOptions {
     fn default() -> Self {
-        Self { batch: 1, context: 1024, tokens: 64, prompt: 2048 }
+        Self { batch: 1, context: 1024, tokens: 64, prompt: 2048, graph: true }
     }
 }
 
@@ -49,6 +52,10 @@ pub struct Speed {
     pub step_seconds: f64,
     /// One step: the fastest.
     pub step_seconds_least: f64,
+    /// Whether the steps above were replays.
+    pub graph: bool,
+    /// One step that the host launches, the median, where those above are replays.
+    pub step_seconds_launched: Option<f64>,
     /// What a step reads, in the middle of the measurement.
     pub step_bytes: StepBytes,
     /// Bytes a second that a kernel reaches which only reads; none where no kernel runs.
@@ -78,7 +85,7 @@ pub struct PromptSpeed {
 /// [`Error::InvalidOption`] for counts of zero; [`Error::PromptTooLong`] if context and steps, or the prompt, exceed the
 /// model's context; [`Error::DeviceFailed`] and what [`generate`] and [`measure::read_rate`] refuse.
 pub fn bench(model: &Model, options: &BenchOptions, stage: &mut dyn FnMut(&str)) -> Result<Speed> {
-    let BenchOptions { batch, context, tokens, prompt } = *options;
+    let BenchOptions { batch, context, tokens, prompt, .. } = *options;
     for (name, found) in [("the batch", batch), ("the number of tokens", tokens)] {
         if found == 0 {
             let needed = "1 or more".into();
@@ -93,9 +100,11 @@ pub fn bench(model: &Model, options: &BenchOptions, stage: &mut dyn FnMut(&str))
     let client = device::client(model.device());
     let read_rate = client.map(|client| measure::read_rate(&client, READ)).transpose()?;
     stage("decoding");
-    let mut steps = decode(model, options)?;
-    steps.sort_by(f64::total_cmp);
-    let (median, least) = (steps[steps.len() / 2], steps[0]);
+    let Steps { median, least, graph } = decode(model, options)?;
+    let step_seconds_launched = match graph {
+        true => Some(decode(model, &BenchOptions { graph: false, ..*options })?.median),
+        false => None,
+    };
     let prompt = match prompt {
         0 => None,
         prompt => {
@@ -109,6 +118,8 @@ pub fn bench(model: &Model, options: &BenchOptions, stage: &mut dyn FnMut(&str))
         tokens_per_second: batch as f64 / median,
         step_seconds: median,
         step_seconds_least: least,
+        graph,
+        step_seconds_launched,
         step_bytes,
         read_rate,
         floor_seconds,
@@ -117,22 +128,30 @@ pub fn bench(model: &Model, options: &BenchOptions, stage: &mut dyn FnMut(&str))
     })
 }
 
-/// Seconds of each step.
-fn decode(model: &Model, options: &BenchOptions) -> Result<Vec<f64>> {
-    let BenchOptions { batch, context, tokens, .. } = *options;
-    let mut cache = model.noise_cache(batch, context + WARM_UP + tokens, context)?;
-    let mut next = model.tokens(&ids(model, batch), batch)?;
+/// Steps in seconds.
+struct Steps {
+    median: f64,
+    least: f64,
+    /// Whether they were replays.
+    graph: bool,
+}
+
+fn decode(model: &Model, options: &BenchOptions) -> Result<Steps> {
+    let BenchOptions { batch, context, tokens, graph, .. } = *options;
+    let cache = model.noise_cache(batch, context + WARM_UP + tokens, context)?;
+    let first = model.tokens(&ids(model, batch), batch)?;
+    let mut decoding = Decoding::new(model, first, cache, graph)?;
     let mut seconds = Vec::with_capacity(tokens);
     for step in 0..WARM_UP + tokens {
         let start = Instant::now();
-        let likeliest = model.likeliest(next, &mut cache)?;
-        likeliest.ids()?;
-        next = likeliest.tokens;
+        decoding.likeliest()?;
         if step >= WARM_UP {
             seconds.push(start.elapsed().as_secs_f64());
         }
     }
-    Ok(seconds)
+    seconds.sort_by(f64::total_cmp);
+    let (median, least) = (seconds[tokens / 2], seconds[0]);
+    Ok(Steps { median, least, graph: decoding.is_graph() })
 }
 
 fn read_prompt(model: &Model, len: usize) -> Result<PromptSpeed> {

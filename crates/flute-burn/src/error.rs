@@ -234,6 +234,9 @@ pub enum Error {
     /// A device that failed at work.
     #[error("device {device} failed: {reason}")]
     DeviceFailed { device: String, reason: String },
+    /// A step that was computed and could not be recorded; what it would have written is lost.
+    #[error("device {device} did not record a step of decoding: {reason}")]
+    NotRecorded { device: String, reason: String },
     /// Something that exists elsewhere and not here.
     #[error("{what} is not supported: {reason}")]
     Unsupported { what: String, reason: String },

@@ -1,5 +1,5 @@
-//! What a decoding model does between its products, in one launch each: norms with their residual, the gate of an MLP,
-//! rotary embedding with the write into the cache, and attention of one new token a sequence.
+//! What a model does between its products, in one launch each: norms with their residual, the gate of an MLP, rotary
+//! embedding with the write into the cache, and attention of the new tokens over it.
 //!
 //! | device | what runs |
 //! |---|---|
@@ -242,22 +242,21 @@ pub fn rotate_append(qkv: Tensor<3>, rotations: [Tensor<2>; 2], slot: Slot) -> R
     }
 }
 
-/// Attention of one new token a sequence, whose keys and values are in the cache already.
+/// Attention of the new tokens of each sequence, whose keys and values are in the cache already.
 ///
-/// `query` `[batch, query_heads, 1, dim]` is in the type of the cache; the head h of it reads the head
-/// `h / (query_heads / key_heads)` of keys and values. A sequence that stands at s sees the positions up to s, as many
-/// as its window has. The result is `[batch, 1, query_heads·dim]`, and the same bits for every batch and capacity.
+/// `query` `[batch, query_heads, tokens, dim]` is in the type of the cache; the head h of it reads the head
+/// `h / (query_heads / key_heads)` of keys and values. The token t of a sequence that stands at s sees the positions up to
+/// s + t, as many as its window has. The result is `[batch, tokens, query_heads·dim]`, and through the kernels the same
+/// bits for every batch and capacity.
 ///
 /// # Panics
 /// If shapes or types contradict each other, or if the device fails.
 pub fn attend(query: Tensor<4>, slot: Slot, form: Attend) -> Tensor<3> {
-    let ([batch, query_heads, tokens, found], [_, key_heads, _, dim]) =
-        (query.dims(), slot.keys.dims());
+    let ([batch, query_heads, _, found], [_, key_heads, _, dim]) = (query.dims(), slot.keys.dims());
     check_slot(&slot, batch);
     assert!(
-        tokens == 1 && found == dim && query_heads.is_multiple_of(key_heads),
-        "queries of {query_heads} heads of {found} for {tokens} tokens do not attend, one token a sequence, to \
-         {key_heads} heads of {dim}"
+        found == dim && query_heads.is_multiple_of(key_heads),
+        "queries of {query_heads} heads of {found} do not attend to {key_heads} heads of {dim}"
     );
     let (found, needed) = (query.dtype(), slot.keys.dtype());
     assert!(found == needed, "queries are {found:?} and the cache is {needed:?}");
@@ -303,5 +302,5 @@ fn query_shape(qkv: &Shape, keys: &Shape) -> Shape {
 }
 
 fn attended(query: &Shape) -> Shape {
-    Shape::new([query[0], 1, query[1] * query[3]])
+    Shape::new([query[0], query[2], query[1] * query[3]])
 }

@@ -1,16 +1,14 @@
 //! Token after token: one prefill of the prompt, then one step a token, as an iterator that computes when asked.
 //!
-//! Greedy tokens are chosen on the device and stay there for the next step; the host reads them alone. Where tokens are
-//! drawn, it reads the logits.
+//! Steps go through [`Decoding`]: greedy tokens are chosen on the device and stay there for the next step, and the host
+//! reads them alone. Where tokens are drawn, it reads the logits.
 //!
 //! Everything is checked before the first computation: an empty prompt, a prompt that leaves no room in the context,
 //! tokens outside the vocabulary and sampling options outside their ranges are refused by [`generate`] itself.
 
-use crate::device;
 use crate::error::{Error, Result};
-use crate::model::{Cache, Model};
+use crate::model::{Cache, Decoding, Model};
 use crate::sample::{Sampler, Sampling};
-use burn::tensor::{Int, Tensor};
 
 /// Attention scores of one layer that a step of the prefill may hold: 256 MB of them. They are `chunk · length` a head,
 /// so that an unbounded prefill of a long prompt would need more memory than the model.
@@ -27,11 +25,19 @@ pub struct GenerateOptions {
     pub stop: Option<Vec<u32>>,
     /// Tokens of the prompt that are computed at once; [`prefill_chunk`] if it is not given.
     pub prefill: Option<usize>,
+    /// Whether steps are recorded and replayed where the device can. The tokens are the same.
+    pub graph: bool,
 }
 
 impl Default for GenerateOptions {
     fn default() -> Self {
-        Self { max_new_tokens: 256, sampling: Sampling::default(), stop: None, prefill: None }
+        Self {
+            max_new_tokens: 256,
+            sampling: Sampling::default(),
+            stop: None,
+            prefill: None,
+            graph: true,
+        }
     }
 }
 
@@ -63,33 +69,21 @@ pub enum Finish {
 #[derive(Debug)]
 pub struct Generation<'m> {
     model: &'m Model,
-    cache: Cache,
+    /// None before the prompt is read.
+    decoding: Option<Decoding<'m>>,
+    /// For the prompt; none once it is read.
+    cache: Option<Cache>,
+    capacity: usize,
+    /// The prompt, and the new tokens.
+    ids: Vec<u32>,
     sampler: Sampler,
     stop: Vec<u32>,
-    pending: Pending,
     /// Tokens of the prompt that are computed at once.
     chunk: usize,
+    graph: bool,
     left: usize,
     finish: Option<Finish>,
     failed: bool,
-}
-
-/// Tokens not yet computed: the prompt at first, then the last token drawn.
-#[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "a generation has one")]
-enum Pending {
-    Ids(Vec<u32>),
-    /// One token, already on the device: `[1, 1]`.
-    Chosen(Tensor<2, Int>),
-}
-
-impl Pending {
-    fn len(&self) -> usize {
-        match self {
-            Self::Ids(ids) => ids.len(),
-            Self::Chosen(_) => 1,
-        }
-    }
 }
 
 /// Continues `prompt`.
@@ -126,11 +120,14 @@ pub fn generate<'m>(
     let capacity = context.min(found.saturating_add(options.max_new_tokens - 1));
     Ok(Generation {
         model,
-        cache: model.new_cache(1, capacity)?,
+        decoding: None,
+        cache: Some(model.new_cache(1, capacity)?),
+        capacity,
+        ids: prompt.to_vec(),
         sampler,
         stop: options.stop.clone().unwrap_or_else(|| model.stop_ids().to_vec()),
-        pending: Pending::Ids(prompt.to_vec()),
         chunk: options.prefill.unwrap_or_else(|| prefill_chunk(model, capacity)),
+        graph: options.graph,
         left: options.max_new_tokens,
         finish: None,
         failed: false,
@@ -145,37 +142,67 @@ impl Generation<'_> {
 
     /// Tokens computed so far: the prompt, and the new tokens but the last.
     pub fn computed(&self) -> usize {
-        self.cache.len()
+        self.decoding.as_ref().map_or(0, Decoding::computed)
+    }
+
+    /// Whether steps are replayed from a recording.
+    pub fn is_graph(&self) -> bool {
+        self.decoding.as_ref().is_some_and(Decoding::is_graph)
     }
 
     /// Computes what is pending and draws the next token, which is pending then.
     fn step(&mut self) -> Result<u32> {
-        let (model, cache) = (self.model, &mut self.cache);
-        let tokens = match std::mem::replace(&mut self.pending, Pending::Ids(vec![])) {
-            Pending::Chosen(token) => token,
-            Pending::Ids(ids) => {
-                let last = ids.len().saturating_sub(1) / self.chunk * self.chunk;
-                for chunk in ids[..last].chunks(self.chunk) {
-                    model.hidden(model.tokens(chunk, 1)?, cache)?;
-                }
-                model.tokens(&ids[last..], 1)?
+        let id = match self.next_of_decoding() {
+            None => self.next_of_prompt()?,
+            Some(Err(Error::NotRecorded { device, reason })) => {
+                tracing::warn!(
+                    "{device} did not record a step, all tokens are read again: {reason}"
+                );
+                (self.decoding, self.graph) = (None, false);
+                self.next_of_prompt()?
             }
+            Some(id) => id?,
         };
-        if self.sampler.is_greedy() {
-            let likeliest = model.likeliest(tokens, cache)?;
-            let ids = likeliest.ids()?;
-            self.pending = Pending::Chosen(likeliest.tokens);
-            return ids.first().copied().ok_or(Error::EmptyPrompt);
-        }
-        let logits = model.forward_last(tokens, cache)?.try_into_vec_as::<f32>();
-        let logits = logits.map_err(|error| Error::DeviceFailed {
-            device: device::name(model.device()),
-            reason: error.to_string(),
-        })?;
-        let id = self.sampler.sample(&logits)?;
-        self.pending = Pending::Ids(vec![id]);
+        self.ids.push(id);
         Ok(id)
     }
+
+    /// None if the prompt is not read.
+    fn next_of_decoding(&mut self) -> Option<Result<u32>> {
+        let decoding = self.decoding.as_mut()?;
+        if self.sampler.is_greedy() {
+            return Some(decoding.likeliest().and_then(first));
+        }
+        let id = decoding.logits().and_then(|logits| self.sampler.sample(&logits));
+        Some(id.and_then(|id| decoding.put(&[id]).map(|()| id)))
+    }
+
+    /// Computes all tokens that there are.
+    fn next_of_prompt(&mut self) -> Result<u32> {
+        let model = self.model;
+        let mut cache = match self.cache.take() {
+            Some(cache) => cache,
+            None => model.new_cache(1, self.capacity)?,
+        };
+        let last = (self.ids.len() - 1) / self.chunk * self.chunk;
+        for chunk in self.ids[..last].chunks(self.chunk) {
+            model.hidden(model.tokens(chunk, 1)?, &mut cache)?;
+        }
+        let likeliest = model.likeliest(model.tokens(&self.ids[last..], 1)?, &mut cache)?;
+        let (id, tokens) = if self.sampler.is_greedy() {
+            (first(likeliest.ids()?)?, likeliest.tokens)
+        } else {
+            let id = self.sampler.sample(&likeliest.logits()?)?;
+            (id, model.tokens(&[id], 1)?)
+        };
+        self.decoding = Some(Decoding::new(model, tokens, cache, self.graph)?);
+        Ok(id)
+    }
+}
+
+/// The id of a batch of one.
+fn first(ids: Vec<u32>) -> Result<u32> {
+    ids.first().copied().ok_or(Error::EmptyPrompt)
 }
 
 impl Iterator for Generation<'_> {
@@ -189,7 +216,7 @@ impl Iterator for Generation<'_> {
             self.finish = Some(Finish::Length);
             return None;
         }
-        if self.cache.len() + self.pending.len() >= self.model.context() {
+        if self.ids.len() >= self.model.context() {
             self.finish = Some(Finish::Context);
             return None;
         }

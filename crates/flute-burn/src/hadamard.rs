@@ -3,7 +3,8 @@
 //! A weight that was rotated before it was quantized (HIGGS, arXiv 2411.17525) meets activations rotated the same way:
 //! `(x H) · (W H)ᵀ = x · Wᵀ`, since H Hᵀ = 1. H is Sylvester's matrix of ±1 divided by the square root of its size; it
 //! is symmetric, so that the transform is its own inverse. Blocks are powers of two up to [`MAX_BLOCK`]; the constructors
-//! refuse others.
+//! refuse others. A *random* rotation gives the elements of every block [`signs`] first, the same in weights and
+//! activations: then there is no weight, however regular, whose blocks it leaves with all of their length in one element.
 //!
 //! On CUDA and wgpu it is one kernel, [`flute_cube::hadamard()`]. Elsewhere, and where a device refuses that one, it is a
 //! chain of additions and subtractions, log₂(block) steps in f32, and not a product with H: on tensor cores a product of
@@ -166,23 +167,55 @@ pub fn rotate(values: &mut [f32], block: usize) {
     }
 }
 
-/// Rows of `k` values as rows of the next multiple of `block`, padded with zeros and rotated.
-pub(crate) fn rotated_rows(values: &[f32], k: usize, block: usize) -> Vec<f32> {
+/// The signs of a random rotation, 1 or −1 for each place of a block: −1 where the highest bit of that output of
+/// splitmix64, begun at `seed`, is set. Files hold the seed alone, so this is part of their format.
+pub fn signs(seed: u32, block: usize) -> Vec<f32> {
+    let mut state = u64::from(seed);
+    let next = |_| {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        if (z ^ (z >> 31)) >> 63 == 1 { -1.0 } else { 1.0 }
+    };
+    (0..block).map(next).collect()
+}
+
+/// The blocks of `row` times `signs`, if there are any.
+fn sign(row: &mut [f32], signs: Option<&[f32]>) {
+    if let Some(signs) = signs {
+        for block in row.chunks_mut(signs.len()) {
+            block.iter_mut().zip(signs).for_each(|(value, sign)| *value *= sign);
+        }
+    }
+}
+
+/// Rows of `k` values as rows of the next multiple of `block`, padded with zeros and rotated, with the signs of `seed`
+/// if there is one.
+pub(crate) fn rotated_rows(values: &[f32], k: usize, block: usize, seed: Option<u32>) -> Vec<f32> {
     use rayon::prelude::*;
-    let stored = k.next_multiple_of(block);
+    let (stored, signs) = (k.next_multiple_of(block), seed.map(|seed| signs(seed, block)));
     let mut rotated = vec![0.0; values.len() / k * stored];
     rotated.par_chunks_mut(stored).zip(values.par_chunks(k)).for_each(|(rotated, row)| {
         rotated[..k].copy_from_slice(row);
+        sign(rotated, signs.as_deref());
         rotate(rotated, block);
     });
     rotated
 }
 
 /// The inverse of [`rotated_rows`]: rows of the rotated, padded weight back to rows of `k`.
-pub(crate) fn restored_rows(mut rotated: Vec<f32>, k: usize, block: usize) -> Vec<f32> {
+pub(crate) fn restored_rows(
+    mut rotated: Vec<f32>,
+    k: usize,
+    block: usize,
+    seed: Option<u32>,
+) -> Vec<f32> {
     use rayon::prelude::*;
-    let stored = k.next_multiple_of(block);
-    rotated.par_chunks_mut(stored).for_each(|row| rotate(row, block));
+    let (stored, signs) = (k.next_multiple_of(block), seed.map(|seed| signs(seed, block)));
+    rotated.par_chunks_mut(stored).for_each(|row| {
+        rotate(row, block);
+        sign(row, signs.as_deref());
+    });
     if stored == k {
         return rotated;
     }

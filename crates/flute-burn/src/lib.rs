@@ -48,12 +48,14 @@
 //!   dense or quantized.
 //! - [`mod@module`]: any Burn module on FLUTE weights: [`quantize_module`] and the function [`linear()`].
 //! - [`op`]: the operation under it, for tensors of your own; [`mod@dequantize`]: back to a dense weight.
+//! - [`mod@dense`]: few rows times a dense weight.
 //! - [`rows`](mod@rows): rows of a packed weight, as an embedding looks them up.
 //! - [`device`]: devices by name, and what this machine has.
 //! - [`quantize`]: from weights to codes.
 //! - [`sensitivity`]: how much each layer of a model matters.
 //! - [`hadamard`]: the rotation that some weights need of their activations.
 //! - [`fused`]: what a decoding model does between its products, in one launch each.
+//! - [`mod@choose`]: the likeliest token, put where the next step reads it.
 //! - [`checkpoint`]: reading and writing model directories, and converting dense ones.
 //! - [`model`]: LLaMA, its kin and Gemma-2, and the cache of a sequence.
 //! - [`text`]: tokenizer, incremental detokenizer, chat template.
@@ -74,11 +76,13 @@
 //! - `rocm`: AMD GPUs.
 //! - `fusion` (default): Burn's kernel fusion around the operation.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 pub mod bench;
 pub mod checkpoint;
+pub mod choose;
 pub mod compare;
+pub mod dense;
 pub mod dequantize;
 pub mod device;
 pub mod error;

@@ -10,6 +10,7 @@ mod rotation;
 
 pub use rotation::Rotation;
 
+use crate::dense;
 use crate::device;
 use crate::error::{Error, Result};
 use crate::hadamard;
@@ -32,6 +33,8 @@ pub struct FluteLinear {
     pub pairs: Param<Tensor<1>>,
     /// `[n]`.
     pub bias: Option<Param<Tensor<1>>>,
+    /// `[k]`: what activations are multiplied by before a random rotation.
+    pub signs: Option<Param<Tensor<1>>>,
     #[module(skip)]
     shape: WeightShape,
     #[module(skip)]
@@ -72,14 +75,20 @@ impl FluteLinear {
         hadamard::check_block(rotation.block)?;
         let (found, needed) = (self.shape.k, rotation.in_features.next_multiple_of(rotation.block));
         if found != needed || rotation.in_features == 0 {
-            let Rotation { block, in_features } = rotation;
+            let Rotation { block, in_features, .. } = rotation;
             return Err(Error::TensorShape {
                 tensor: "a rotated weight".into(),
                 found: vec![self.shape.n, found],
                 needed: format!("[n, {needed}]: {in_features} features in blocks of {block}"),
             });
         }
-        Ok(Self { rotation: Some(rotation), ..self })
+        let pairs = self.pairs.val();
+        let on = On { dtype: pairs.dtype(), device: &pairs.device() };
+        let signs = rotation.seed.map(|seed| {
+            let signs = hadamard::signs(seed, rotation.block);
+            on.floats(signs.repeat(found / rotation.block), [found])
+        });
+        Ok(Self { rotation: Some(rotation), signs, ..self })
     }
 
     /// Quantizes `weight` `[n, k]` (rows are output features, as Hugging Face stores them); the layer has its type
@@ -108,7 +117,10 @@ impl FluteLinear {
         let bias = bias.map(host).transpose()?;
         let linear = Self::from_quantized(&weight, bias.as_deref(), dtype, &device)?;
         match method.hadamard_size() {
-            Some(block) => linear.with_rotation(Rotation { block, in_features: k }),
+            Some(block) => {
+                let seed = method.hadamard_seed();
+                linear.with_rotation(Rotation { block, in_features: k, seed })
+            }
             None => Ok(linear),
         }
     }
@@ -136,6 +148,7 @@ impl FluteLinear {
             scales: zeros(PackedWeight::scales_len(n, k, format)),
             pairs: zeros(2 * format.bits.pairs()),
             bias: bias.then(|| zeros(n)),
+            signs: None,
             shape,
             rotation: None,
         })
@@ -165,11 +178,13 @@ impl FluteLinear {
     }
 
     fn multiply<const D: usize>(&self, x: Tensor<D>, tensors: FluteTensors) -> Tensor<D> {
-        let x = match self.rotation {
-            Some(rotation) => rotation.apply(x),
-            None => x,
-        };
-        op::qgemm(x, tensors)
+        match self.rotation {
+            Some(rotation) => {
+                let x = rotation.prepare(x, self.signs.as_ref().map(Param::val));
+                op::qgemm_rotated(x, tensors, rotation.block)
+            }
+            None => op::qgemm(x, tensors),
+        }
     }
 
     /// The buffers that [`op::qgemm`] takes; cheap, since tensors share their data.
@@ -218,6 +233,9 @@ impl ModuleDisplay for FluteLinear {
         let mut content = content.add("format", &format.to_string());
         if let Some(rotation) = self.rotation {
             content = content.add("hadamard_size", &rotation.block);
+            if let Some(seed) = rotation.seed {
+                content = content.add("hadamard_seed", &seed);
+            }
         }
         content.add("bias", &self.bias.is_some()).optional()
     }
@@ -263,7 +281,7 @@ impl AnyLinear {
     /// If the last axis of `x` is not k.
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
         match self {
-            Self::Dense(linear) => linear.forward(x),
+            Self::Dense(linear) => multiply(linear, x),
             Self::Flute(linear) => linear.forward(x),
         }
     }
@@ -287,6 +305,19 @@ impl AnyLinear {
             }
             Self::Flute(linear) => linear.bytes(),
         }
+    }
+}
+
+/// As Burn's own, and for few rows through [`dense`].
+fn multiply<const D: usize>(linear: &nn::Linear, x: Tensor<D>) -> Tensor<D> {
+    let weight = linear.weight.val();
+    if !dense::serves(&x, &weight) {
+        return linear.forward(x);
+    }
+    let y = dense::dense(x, weight.transpose());
+    match &linear.bias {
+        Some(bias) => y + bias.val().unsqueeze(),
+        None => y,
     }
 }
 

@@ -21,7 +21,6 @@
 
 use crate::dequantize;
 use crate::error::{Error, Result};
-use crate::hadamard;
 use crate::linear::{FluteLinear, Rotation};
 use crate::op::WeightShape;
 use crate::quantize::Method;
@@ -116,13 +115,7 @@ impl FluteLinear {
     /// If the device fails.
     pub fn dequantize(&self) -> Tensor<2> {
         let dense = dequantize::dequantize(self.tensors());
-        match self.rotation() {
-            // The transform is its own inverse.
-            Some(Rotation { block, in_features }) => {
-                hadamard::hadamard(dense, block).slice([0..self.shape().n, 0..in_features])
-            }
-            None => dense,
-        }
+        self.restored(dense)
     }
 }
 
@@ -242,7 +235,10 @@ impl Attach<'_> {
                 let shape = WeightShape { n, k: stored_k, format };
                 let layer = FluteLinear::zeros(shape, false, dtype, &device)?;
                 match self.method.hadamard_size() {
-                    Some(block) => layer.with_rotation(Rotation { block, in_features: k }),
+                    Some(block) => {
+                        let seed = self.method.hadamard_seed();
+                        layer.with_rotation(Rotation { block, in_features: k, seed })
+                    }
                     None => Ok(layer),
                 }
             }

@@ -15,6 +15,9 @@
 //! device, a kernel that the driver does not compile) panics with the whole error, as Burn's own operations do.
 
 mod backward;
+mod rotated;
+
+pub use rotated::{RotatedOps, qgemm_rotated};
 
 use burn::backend::{
     Backend, Dispatch, DispatchTensor, ExtensionType, Flex, backend_extension,
@@ -102,7 +105,7 @@ impl FluteOps for burn_cubecl::CubeBackend {
         weight: WeightPrimitive<Self>,
         shape: WeightShape,
     ) -> FloatTensor<Self> {
-        launch::qgemm(x, weight, shape)
+        launch::qgemm(x, weight, shape, None)
     }
 }
 
@@ -115,6 +118,15 @@ impl FluteOps for burn_cubecl::CubeBackend {
 /// # Panics
 /// If the last axis of `x` is not `weight.shape.k`, if the two live on different devices, or if the device fails.
 pub fn qgemm<const D: usize>(x: Tensor<D>, weight: FluteTensors) -> Tensor<D> {
+    in_its_type(x, weight, dispatch)
+}
+
+/// `launch` with x and scales in the type of the table, and its result in that of x.
+fn in_its_type<const D: usize>(
+    x: Tensor<D>,
+    weight: FluteTensors,
+    launch: impl FnOnce(DispatchTensor, FluteTensors) -> DispatchTensor,
+) -> Tensor<D> {
     let (found, k) = (x.dims()[D - 1], weight.shape.k);
     assert!(found == k, "the last axis of x has {found} elements and the weight needs k = {k}");
     let (outer, inner) = (x.dtype(), weight.pairs.dtype());
@@ -124,20 +136,24 @@ pub fn qgemm<const D: usize>(x: Tensor<D>, weight: FluteTensors) -> Tensor<D> {
     } else {
         FluteTensors { scales: weight.scales.cast(inner), ..weight }
     };
-    let y = Tensor::from_dispatch(dispatch(x.into_dispatch(), weight));
+    let y = Tensor::from_dispatch(launch(x.into_dispatch(), weight));
     if outer == inner { y } else { y.cast(outer) }
 }
 
 /// Not generic over the rank, so that Burn's whole backend tree is compiled once.
 fn dispatch(x: DispatchTensor, weight: FluteTensors) -> DispatchTensor {
-    let FluteTensors { words, scales, pairs, bias, shape } = weight;
+    let shape = weight.shape;
+    Dispatch::flute_qgemm(x, primitive(weight), shape)
+}
+
+fn primitive(weight: FluteTensors) -> WeightPrimitive<Dispatch> {
+    let FluteTensors { words, scales, pairs, bias, .. } = weight;
     let bias = match bias {
         Some(bias) => BiasPrimitive::Some(bias.into_dispatch()),
         None => BiasPrimitive::None,
     };
     let (words, scales) = (words.into_dispatch(), scales.into_dispatch());
-    let weight = WeightPrimitive { words, scales, pairs: pairs.into_dispatch(), bias };
-    Dispatch::flute_qgemm(x, weight, shape)
+    WeightPrimitive { words, scales, pairs: pairs.into_dispatch(), bias }
 }
 
 fn output_shape(x: &Shape, weight: &WeightShape) -> Shape {
@@ -222,6 +238,7 @@ fn floats(data: TensorData) -> Vec<f32> {
 #[cfg(feature = "cube")]
 mod launch {
     use super::{BiasPrimitive, WeightPrimitive, WeightShape, output_shape};
+    use crate::hadamard::HadamardOps;
     use burn::{backend::ops::FloatTensorOps, tensor::Shape};
     use burn_cubecl::{
         CubeBackend,
@@ -231,22 +248,24 @@ mod launch {
         },
         tensor::CubeTensor,
     };
-    use flute_cube::{Operands, Plan, Problem, tune};
+    use flute_cube::{Operands, Plan, Problem, qgemm_with, rotating, tune};
 
-    /// Rows of x from which on the weight is decoded once and multiplied densely, unless a warpgroup kernel multiplies.
+    /// Rows of x from which on the weight is decoded once and multiplied by Burn's dense product, unless a warpgroup
+    /// kernel multiplies or `flute_cube` has the vendor's dense product.
     /// The other kernels decode it anew for every tile of at most 64 rows: at 256 rows that took 458 µs for 28672 × 4096
     /// on an H200, where decoding (300 MB of traffic) and cuBLAS's dense product (94 µs) would take less than 200, a
     /// computed border. The warpgroup kernel takes 144 µs there and 494 at 1024 rows (490 TFLOP/s), where a whole
     /// model's prompt went through decoding and the untuned product at 48 TFLOP/s.
     const DENSE_FROM: usize = 129;
 
+    /// The product of x, of which blocks of `rotated` elements are rotated first if it says so.
     pub(super) fn qgemm(
         x: CubeTensor,
         weight: WeightPrimitive<CubeBackend>,
         shape: WeightShape,
+        rotated: Option<usize>,
     ) -> CubeTensor {
         let WeightShape { n, k, format } = shape;
-        let x = into_contiguous(x);
         let out = output_shape(x.meta.shape(), &shape);
         let m = out.num_elements() / n;
         let (client, device, dtype) = (x.client.clone(), x.device.clone(), x.dtype);
@@ -256,24 +275,36 @@ mod launch {
             BiasPrimitive::None => None,
             BiasPrimitive::Some(bias) => Some(into_contiguous(bias)),
         };
+        let refused = |error| panic!("qgemm of [{m}, {k}] by [{n}, {k}] {format}: {error}");
+        let problem = match crate::device::kernel_dtype(dtype) {
+            Ok(dtype) => Problem { m, n, k, format, dtype, bias: bias.is_some() },
+            Err(error) => refused(error),
+        };
+        let rotating = rotated.and_then(|block| rotating(&client, &problem, block).ok().flatten());
+        let x = match rotated {
+            Some(block) if rotating.is_none() => CubeBackend::flute_hadamard(x, block),
+            _ => x,
+        };
         let operands = Operands {
-            x: x.handle,
+            x: into_contiguous(x).handle,
             words: into_contiguous(weight.words).handle,
             scales: into_contiguous(weight.scales).handle,
             pairs: into_contiguous(weight.pairs).handle,
             bias: bias.as_ref().map(|bias| bias.handle.clone()),
             y: y.clone(),
         };
-        let refused = |error| panic!("qgemm of [{m}, {k}] by [{n}, {k}] {format}: {error}");
-        let problem = match crate::device::kernel_dtype(dtype) {
-            Ok(dtype) => Problem { m, n, k, format, dtype, bias: bias.is_some() },
-            Err(error) => refused(error),
-        };
         let tensor = |shape: Shape, handle| {
             CubeTensor::new_contiguous(client.clone(), device.clone(), shape, handle, dtype)
         };
-        let fused = m < DENSE_FROM || matches!(tune::plan(&client, &problem), Ok(Plan::Wgmma(_)));
-        if fused {
+        if let Some(plan) = rotating {
+            if let Err(error) = qgemm_with(&client, &problem, &plan, operands) {
+                refused(error.into());
+            }
+            return tensor(out, y);
+        }
+        let plan = tune::plan(&client, &problem);
+        let served = m < DENSE_FROM || matches!(plan, Ok(Plan::Wgmma(_) | Plan::Dense(_)));
+        if served {
             if let Err(error) = flute_cube::qgemm(&client, &problem, operands) {
                 refused(error.into());
             }

@@ -3,7 +3,6 @@
 //! Like [`op`](crate::op) it enters Burn as a backend extension: a kernel on devices that run kernels, a default body on
 //! the others. For autodiff the rows are constants.
 
-use crate::hadamard;
 use crate::linear::FluteLinear;
 use crate::op::{BiasPrimitive, FluteTensors, WeightPrimitive, WeightShape, packed_on_host};
 use burn::backend::{
@@ -73,14 +72,7 @@ impl FluteLinear {
     pub fn rows(&self, ids: Tensor<2, Int>) -> Tensor<3> {
         let [batch, tokens] = ids.dims();
         let rows = rows(ids.reshape([batch * tokens]), self.tensors());
-        let rows = match self.rotation() {
-            // The transform is its own inverse.
-            Some(rotation) => {
-                hadamard::hadamard(rows, rotation.block).narrow(1, 0, rotation.in_features)
-            }
-            None => rows,
-        };
-        rows.reshape([batch, tokens, self.in_features()])
+        self.restored(rows).reshape([batch, tokens, self.in_features()])
     }
 }
 

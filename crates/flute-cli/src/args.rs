@@ -231,6 +231,17 @@ pub(crate) struct SamplingArgs {
     /// Text at which to stop, not printed; may be repeated
     #[arg(long, value_name = "TEXT", env = "FLUTE_STOP")]
     pub(crate) stop: Vec<String>,
+
+    #[command(flatten)]
+    pub(crate) graph: GraphArg,
+}
+
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct GraphArg {
+    /// Launch every kernel of every step instead of recording a step and replaying it: slower,
+    /// the same tokens
+    #[arg(long = "no-graph", env = "FLUTE_NO_GRAPH", value_parser = FalseyValueParser::new())]
+    pub(crate) off: bool,
 }
 
 #[derive(Debug, Args)]

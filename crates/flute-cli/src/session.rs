@@ -49,6 +49,7 @@ impl Session {
         let options = GenerateOptions {
             max_new_tokens: args.max_tokens,
             sampling: args.into(),
+            graph: !args.graph.off,
             ..Default::default()
         };
         let start = Instant::now();

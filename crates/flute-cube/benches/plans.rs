@@ -2,7 +2,13 @@
 //!
 //! `cargo bench --bench plans -- --shape 4096x4096 --m 1,16 --bits 4,3,2 --group 128 --top 5`. Timings are graph
 //! replays over copies of the weights that together exceed any cache. Several of these programs with the same `--lock
-//! FILE` compile at the same time and take turns with the device.
+//! FILE` compile at the same time and take turns with the device. With `--attend` attention of prompts is timed instead, with `--rotate` a rotation of x before the
+//! product.
+
+#[path = "plans/attend.rs"]
+mod attend;
+#[path = "plans/rotate.rs"]
+mod rotate;
 
 use cubecl::prelude::*;
 use flute_cube::{
@@ -20,6 +26,8 @@ struct Options {
     only: String,
     grid: bool,
     lock: Option<String>,
+    attend: Vec<[usize; 3]>,
+    rotate: Vec<usize>,
 }
 
 fn options() -> Options {
@@ -32,6 +40,9 @@ fn options() -> Options {
     };
     let pair =
         |s: &str| s.split_once('x').and_then(|(n, k)| Some((n.parse().ok()?, k.parse().ok()?)));
+    let heads = |s: &str| -> Option<[usize; 3]> {
+        s.split('x').map(|v| v.parse().ok()).collect::<Option<Vec<_>>>()?.try_into().ok()
+    };
     Options {
         shapes: value("--shape", "4096x4096,28672x4096").split(',').filter_map(pair).collect(),
         m: list("--m", "1"),
@@ -42,6 +53,8 @@ fn options() -> Options {
         only: value("--only", ""),
         grid: std::env::args().any(|a| a == "--grid"),
         lock: Some(value("--lock", "")).filter(|file| !file.is_empty()),
+        attend: value("--attend", "").split(',').filter_map(heads).collect(),
+        rotate: list("--rotate", ""),
     }
 }
 
@@ -49,6 +62,13 @@ fn main() -> Result<()> {
     let options = options();
     let client = cubecl::Device::default().client();
     let limits = Limits::of(&client);
+    if !options.attend.is_empty() {
+        let all = options.attend.iter().flat_map(|h| options.m.iter().map(|m| (*h, *m)));
+        for (heads, tokens) in all {
+            attend::time(&client, heads, tokens, options.dtype)?;
+        }
+        return Ok(());
+    }
     let rate = measure::read_rate(&client, 1 << 30)?;
     println!("{} ({}), reads {:.2} TB/s", limits.name, limits.runtime, rate / 1e12);
     for (n, k) in &options.shapes {
@@ -58,7 +78,12 @@ fn main() -> Result<()> {
                     let format = Format::new(*bits, *group)?;
                     let problem =
                         Problem { m: *m, n: *n, k: *k, format, dtype: options.dtype, bias: false };
-                    sweep(&client, &limits, &problem, rate, &options)?;
+                    if options.rotate.is_empty() {
+                        sweep(&client, &limits, &problem, rate, &options)?;
+                    }
+                    for block in &options.rotate {
+                        rotate::time(&client, &problem, *block)?;
+                    }
                 }
             }
         }
@@ -122,10 +147,14 @@ fn grid(problem: &Problem, limits: &Limits) -> Vec<Plan> {
     };
     let mut plans = warpgroup_grid(problem, limits);
     for &(planes_n, planes_k) in shapes {
-        for row_tiles in [1, 2, 4] {
+        for row_tiles in [1, 2, 3, 4] {
             let splits = if problem.m <= 4 { &[1, 2][..] } else { &[1, 2, 4, 8][..] };
             for &split in splits {
-                for (resident, held) in [(1, false), (2, false), (1, true), (2, true)] {
+                let rings = [0, 2, 3];
+                let cubes = [(1, false), (2, false), (1, true)];
+                for (ring, (resident, held)) in
+                    rings.into_iter().flat_map(|ring| cubes.map(|cube| (ring, cube)))
+                {
                     let plan = MmaPlan {
                         planes_n,
                         planes_k,
@@ -133,6 +162,8 @@ fn grid(problem: &Problem, limits: &Limits) -> Vec<Plan> {
                         tokens,
                         k_stage: 0,
                         held: 0,
+                        ring,
+                        rotated: 0,
                         split,
                         cluster: split > 1,
                         resident,
@@ -161,16 +192,23 @@ fn grid(problem: &Problem, limits: &Limits) -> Vec<Plan> {
 /// More warpgroup plans than the planner considers.
 fn warpgroup_grid(problem: &Problem, limits: &Limits) -> Vec<Plan> {
     let mut plans = vec![];
-    for (warpgroups, row_tiles) in [(2, 1), (2, 2), (4, 1), (3, 1), (1, 1)] {
-        for (tokens, chunk) in [(64, 64), (128, 128), (128, 64), (256, 64), (256, 128)] {
+    let tokens: &[(u32, u32)] = match problem.m {
+        0..=16 => &[(16, 16), (32, 32)],
+        17..=32 => &[(32, 32), (64, 64)],
+        33..=64 => &[(64, 64), (64, 32)],
+        _ => &[(64, 64), (128, 128), (128, 64), (256, 64), (256, 128), (256, 32)],
+    };
+    for (warpgroups, row_tiles) in [(2, 1), (2, 2), (4, 1), (4, 2), (3, 1), (3, 2), (2, 4), (1, 1)]
+    {
+        for &(tokens, chunk) in tokens {
             for split in [1, 2, 4, 8] {
                 let plan = WgmmaPlan { warpgroups, row_tiles, tokens, chunk, stages: 5, split };
                 let rows = problem.n.div_ceil(plan.rows());
                 let tiles = rows * problem.m.div_ceil(tokens as usize) * split as usize;
-                let plan = Plan::Wgmma(plan);
-                let useful = split == 1 || tiles <= limits.processors;
-                if useful && plan.validate(problem, limits).is_ok() {
-                    plans.push(plan);
+                if split == 1 || tiles <= limits.processors {
+                    let rings = (3..=5).rev().map(|stages| WgmmaPlan { stages, ..plan });
+                    let mut fitting = rings.map(Plan::Wgmma);
+                    plans.extend(fitting.find(|plan| plan.validate(problem, limits).is_ok()));
                 }
             }
         }

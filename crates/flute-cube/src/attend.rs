@@ -1,23 +1,33 @@
-//! Attention of one new token a sequence over the cache of its keys and values (flash-decoding: split over positions).
+//! Attention of the new tokens of each sequence over the cache of its keys and values.
 //!
-//! Positions are read on the device, so that a step can be captured once and replayed at every position; what is
-//! launched depends on the capacity of the cache alone. A sequence gives the same bits alone, in a batch and in a larger
-//! cache. Scores, weights and sums are f32, with one rounding at the end. Refused are heads of more than 256 features
-//! or of a number that 4 does not divide, more than 16 query heads a head of keys, and devices whose cubes are too
-//! small.
+//! One token a sequence, as in decoding, is split over positions (flash-decoding); several, a prompt or a part of one,
+//! are split over tokens, and their scores reach no memory (flash attention). Positions are read on the device, so that a
+//! step can be captured once and replayed at every position; what is launched depends on the tokens and the capacity of
+//! the cache alone. A token gets the same bits alone, in a batch and in a larger cache; and however a prompt is cut, as
+//! long as no part is a single token.
+//!
+//! Scores and sums are f32, with one rounding at the end; on the matrix unit weights are rounded too. Refused are heads of
+//! more than 256 features or of a number that 4 does not divide, more than 16 query heads a head of keys, and devices
+//! whose cubes are too small.
 
 use crate::{
     Dtype, Error, Limits, Result,
-    kernel::attend::{self as kernel, MAX_DIM, MAX_GROUP},
+    kernel::{
+        attend::{self as kernel, MAX_DIM, MAX_GROUP},
+        prompt,
+    },
     launch::{Kernel, accepted, limits, measured},
 };
 use cubecl::{prelude::Client, server::Handle};
 
-/// What is asked: sequence b sees the positions up to `start[b]`, or as many of the last of them as its window has.
+/// What is asked: new token t of sequence b sees the positions up to `start[b] + t`, or as many of the last of them as
+/// its window has.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Attend {
     /// Sequences; 0 asks for nothing and gets it.
     pub batch: usize,
+    /// New tokens of each; likewise.
+    pub tokens: usize,
     /// Heads of q: head h reads the head `h / (query_heads / key_heads)` of keys and values.
     pub query_heads: usize,
     /// Heads of k, and of v.
@@ -39,15 +49,17 @@ pub struct Attend {
 /// The buffers of an attention, all on the client's device.
 #[derive(Clone, Debug)]
 pub struct AttendBuffers {
-    /// `[batch, query_heads, dim]`.
+    /// `[batch, query_heads, tokens, dim]`.
     pub query: Handle,
     /// `[batch, key_heads, capacity, dim]`; what is not seen is not read.
     pub keys: Handle,
     /// As `keys`.
     pub values: Handle,
-    /// `[batch]`, i32: the position of the new token of each sequence, whose keys and values are in the cache.
+    /// `[batch]`, i32: the position of the first new token of each sequence. Keys and values of the new ones are in the
+    /// cache.
     pub start: Handle,
-    /// `[batch, query_heads, dim]`: every element is written. A sequence that sees nothing (a negative start) gets zeros.
+    /// `[batch, tokens, query_heads, dim]`: every element is written. A sequence that sees nothing (a negative start)
+    /// gets zeros.
     pub y: Handle,
 }
 
@@ -58,7 +70,8 @@ impl Attend {
     /// [`Error::OutOfRange`] for sizes of zero, query heads that the key heads do not divide, or more elements than 32
     /// bits address; [`Error::UnsupportedDtype`], [`Error::UnsupportedShape`].
     pub fn validate(&self, limits: &Limits) -> Result<()> {
-        let Self { batch, query_heads, key_heads, dim, capacity, window, dtype, .. } = *self;
+        let Self { batch, tokens, query_heads, key_heads, dim, capacity, window, dtype, .. } =
+            *self;
         let max = u32::MAX as usize;
         for (what, found) in [
             ("the number of key heads", key_heads),
@@ -80,7 +93,7 @@ impl Attend {
         // Partial sums take a vector of every head for each 64 positions, which is less than the cache.
         for (what, factors) in [
             ("the elements of a cache", [batch, capacity, key_heads, dim]),
-            ("the elements of q", [batch, query_heads, dim, 1]),
+            ("the elements of q", [batch, tokens, query_heads, dim]),
         ] {
             let found = factors.into_iter().fold(1, usize::saturating_mul);
             if found > max {
@@ -88,8 +101,11 @@ impl Attend {
             }
         }
         limits.require(dtype)?;
-        let (units, bytes) = kernel::needed(self);
-        let (heads, grid) = (query_heads / key_heads, batch.max(query_heads));
+        let ((units, bytes), blocks) = match tokens {
+            0 | 1 => (kernel::needed(self), 1),
+            _ => (prompt::needed(self), tokens.div_ceil(prompt::MIN_TOKENS)),
+        };
+        let (heads, grid) = (query_heads / key_heads, batch.max(query_heads).max(blocks));
         for (what, needed, offered) in [
             ("query heads a head of keys", heads, MAX_GROUP),
             ("features of a head", if dim.is_multiple_of(4) { dim } else { usize::MAX }, MAX_DIM),
@@ -113,9 +129,9 @@ impl Attend {
 pub fn attend(client: &Client, problem: &Attend, buffers: &AttendBuffers) -> Result<()> {
     let limits = limits(client);
     problem.validate(&limits)?;
-    let Attend { batch, query_heads, key_heads, dim, capacity, dtype, .. } = *problem;
+    let Attend { batch, tokens, query_heads, key_heads, dim, capacity, dtype, .. } = *problem;
     let AttendBuffers { query, keys, values, start, y } = buffers;
-    let heads = batch * query_heads * dim * dtype.size();
+    let heads = batch * tokens * query_heads * dim * dtype.size();
     let cache = batch * key_heads * capacity * dim * dtype.size();
     measured(&[
         ("the buffer of queries (bytes)", query, heads),
@@ -124,8 +140,12 @@ pub fn attend(client: &Client, problem: &Attend, buffers: &AttendBuffers) -> Res
         ("the buffer of positions (bytes)", start, 4 * batch),
         ("the buffer of y (bytes)", y, heads),
     ])?;
-    if batch == 0 {
+    if batch * tokens == 0 {
         return Ok(());
+    }
+    if tokens > 1 {
+        let form = prompt::launch(client, problem, buffers, &limits);
+        return accepted(client, Kernel::Prompt(form), y);
     }
     let (form, sums) = kernel::launch(client, problem, buffers, &limits);
     accepted(client, Kernel::Partial(form), &sums)?;

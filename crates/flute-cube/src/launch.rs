@@ -5,7 +5,7 @@
 //! same kernel are not, and cost nothing more.
 
 use crate::{
-    Dtype, Error, Format, Limits, PackedWeight, Plan, Problem, Result, kernel, pack, tune,
+    Dtype, Error, Format, Limits, PackedWeight, Plan, Problem, Result, dense, kernel, pack, tune,
 };
 use cubecl::{prelude::Client, server::Handle};
 use std::{
@@ -151,6 +151,7 @@ fn run(client: &Client, problem: &Problem, plan: &Plan, operands: Operands) -> R
         Plan::Portable(plan) => kernel::portable::launch(client, problem, plan, &operands),
         Plan::Mma(plan) => kernel::mma::launch(client, problem, plan, &operands),
         Plan::Wgmma(plan) => kernel::wgmma::launch(client, problem, plan, &operands),
+        Plan::Dense(plan) => dense::launch(client, problem, plan, &operands)?,
     }
     accepted(client, Kernel::of(problem, Some(*plan)), &operands.y)
 }
@@ -166,6 +167,8 @@ pub(crate) enum Kernel {
     Hadamard(kernel::hadamard::Form, Dtype),
     /// A gate.
     Gate(kernel::gate::Form),
+    /// Few rows times a dense weight.
+    Gemv(kernel::gemv::Form),
     /// A norm, with or without a residual.
     Norm(kernel::norm::Form),
     /// A rotary embedding.
@@ -174,6 +177,12 @@ pub(crate) enum Kernel {
     Partial(kernel::attend::Form),
     /// Those chunks into one.
     Fold(kernel::attend::Form),
+    /// The best of shares of logits.
+    Best(kernel::choose::Form),
+    /// The best of those.
+    Choose(kernel::choose::Form),
+    /// Attention of several tokens.
+    Prompt(kernel::prompt::Form),
 }
 
 impl Kernel {

@@ -29,9 +29,12 @@
 //! ```
 
 mod attend;
+mod choose;
+mod dense;
 mod error;
 mod format;
 mod gate;
+mod gemv;
 mod hadamard;
 mod kernel;
 mod launch;
@@ -44,22 +47,26 @@ mod problem;
 mod quantized;
 pub mod reference;
 mod rotate;
+mod rotated;
 mod rows;
 mod table;
 pub mod tune;
 
 pub use attend::{Attend, AttendBuffers, attend};
+pub use choose::{Choose, ChooseBuffers, choose};
 pub use error::{Error, Result};
 pub use format::{Bits, Dtype, Format, Group};
 pub use gate::{Activation, Gate, gate};
+pub use gemv::{Gemv, gemv};
 pub use hadamard::{Hadamard, hadamard};
 pub use launch::{Operands, decode, qgemm, qgemm_with};
 pub use limits::Limits;
 pub use norm::{Norm, NormBuffers, Residual, norm};
 pub use pack::PackedWeight;
-pub use plan::{MmaPlan, Plan, PortablePlan, WgmmaPlan};
+pub use plan::{DensePlan, MmaPlan, Plan, PortablePlan, WgmmaPlan};
 pub use problem::Problem;
 pub use quantized::{MAX_DIM, Quantized, QuantizedParts};
 pub use rotate::{Rotate, RotateBuffers, rotate};
+pub use rotated::{qgemm_rotated, rotating};
 pub use rows::{RowOperands, rows};
 pub use table::{Table, TableKind};

@@ -1,7 +1,7 @@
 //! What a device offers, as far as plans depend on it: plain data, so that a plan for any device can be made and
 //! tested on any other.
 
-use crate::{Dtype, Error, Result};
+use crate::{Dtype, Error, Result, dense};
 use cubecl::{
     features::{Plane, Tma, TypeUsage},
     prelude::Client,
@@ -32,6 +32,9 @@ pub struct Limits {
     pub bulk: bool,
     /// Whether `wgmma` is there: CUDA of compute capability 9.0, no less and no more.
     pub wgmma: bool,
+    /// Whether a library of dense products works on the client's buffers: CUDA with cuBLAS on the library path and a
+    /// driver from CUDA 12.5 on.
+    pub dense: bool,
 }
 
 impl Limits {
@@ -64,12 +67,13 @@ impl Limits {
             wgmma: runtime == "cuda"
                 && features.tma.contains(Tma::Base)
                 && !features.tma.contains(Tma::Im2colWide),
+            dense: dense::is_available(client),
             runtime,
         }
     }
 
     /// An NVIDIA GPU that is not there, for planning: multiprocessors and kilobytes of shared memory a cube,
-    /// of which 227 are taken for Hopper's.
+    /// of which 227 are taken for Hopper's. It has no dense library.
     pub fn nvidia(name: &str, processors: usize, shared_kb: usize) -> Self {
         Self {
             name: name.into(),
@@ -83,6 +87,7 @@ impl Limits {
             mma: true,
             bulk: shared_kb == 227,
             wgmma: shared_kb == 227,
+            dense: false,
         }
     }
 

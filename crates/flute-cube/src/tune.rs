@@ -106,16 +106,21 @@ pub fn path() -> PathBuf {
     environment::path()
 }
 
-/// The plan that [`crate::qgemm`] runs `problem` with: the measured one if there is one, else the selected one.
+/// The plan that [`crate::qgemm`] runs `problem` with: the measured one if there is one, else the selected one; inside
+/// a graph capture, the one that is selected among those that can be captured.
 ///
 /// # Errors
 /// What [`Problem::validate`] refuses.
 pub fn plan(client: &Client, problem: &Problem) -> Result<Plan> {
     let limits = limits(client);
-    match tuned(client, problem) {
-        Some(tuned) if tuned.plan.validate(problem, &limits).is_ok() => Ok(tuned.plan),
-        _ => Plan::select(problem, &limits),
+    let plan = match tuned(client, problem) {
+        Some(tuned) if tuned.plan.validate(problem, &limits).is_ok() => tuned.plan,
+        _ => Plan::select(problem, &limits)?,
+    };
+    if matches!(plan, Plan::Dense(_)) && client.is_capturing() {
+        return Plan::select(problem, &Limits { dense: false, ..(*limits).clone() });
     }
+    Ok(plan)
 }
 
 /// The rows that a plan for `m` rows is measured with.

@@ -46,6 +46,9 @@ impl Card<'_> {
         );
         if let Some(size) = scheme.hadamard_size {
             card.push_str(&format!("| weights rotated together | {size} |\n"));
+            if let Some(seed) = scheme.hadamard_seed {
+                card.push_str(&format!("| seed of their signs | {seed} |\n"));
+            }
         }
         if !config.modules.is_empty() {
             card.push_str(

@@ -256,6 +256,7 @@ impl<'a> Choice<'a> {
         if steps.iter().all(|step| step.quantize.is_none()) {
             return Err(Error::NothingToQuantize { dir: reader.dir().into() });
         }
+        one_seed(&steps)?;
         steps.sort_by_cached_key(|step| natural_key(step.name));
         Ok(steps)
     }
@@ -335,7 +336,7 @@ impl Task<'_> {
         let quantized = quantize::quantize(name, &dense, self.n, self.k, self.method)?;
         let scales = self.rounded(&quantized, name)?;
         if let Some(block) = self.method.hadamard_size() {
-            dense = hadamard::rotated_rows(&dense, self.k, block);
+            dense = hadamard::rotated_rows(&dense, self.k, block, self.method.hadamard_seed());
         }
         let error = measure(&dense, &quantized, &scales);
         let layout = self.layout();
@@ -380,10 +381,26 @@ fn matrix<'a>(name: &'a str, info: &TensorInfo) -> Option<&'a str> {
     matches!(info.shape.as_slice(), [n, k] if *n > 0 && *k > 0).then_some(module)
 }
 
+/// Refuses rotations of different seeds, or random ones beside plain ones: a directory has one seed.
+fn one_seed(steps: &[Step<'_>]) -> Result<()> {
+    let methods = steps.iter().filter_map(|step| step.quantize.as_ref().map(|task| task.method));
+    let rotating = methods.filter(|method| method.hadamard_size().is_some());
+    let seeds: Vec<Option<u32>> = rotating.map(Method::hadamard_seed).collect();
+    match seeds.iter().find(|seed| **seed != seeds[0]) {
+        None => Ok(()),
+        Some(other) => Err(Error::InvalidOption {
+            name: "the seed of the rotations",
+            found: format!("{:?} for one layer and {other:?} for another", seeds[0]),
+            needed: "the same for all layers of a directory".into(),
+        }),
+    }
+}
+
 fn scheme_of(method: &Method) -> Scheme {
     let format = method.format();
-    let (table, hadamard_size) = (method.table().kind(), method.hadamard_size());
-    Scheme { bits: format.bits, group: format.group, table, hadamard_size }
+    let (hadamard_size, hadamard_seed) = (method.hadamard_size(), method.hadamard_seed());
+    let table = method.table().kind();
+    Scheme { bits: format.bits, group: format.group, table, hadamard_size, hadamard_seed }
 }
 
 /// The name of the source directory, whatever way it was spelled.

@@ -53,6 +53,8 @@ pub struct InspectedLinear {
     pub p: usize,
     /// Weights that were rotated together, if they were.
     pub hadamard_size: Option<usize>,
+    /// The seed of their signs, if the rotation is random.
+    pub hadamard_seed: Option<u32>,
     /// Narrowest type that holds the scales exactly; in our format, the one that they are stored in.
     pub scales: Dtype,
     /// Bytes of all its tensors but the bias.
@@ -153,6 +155,7 @@ fn describe(reader: &Reader, module: &str, bytes: u64) -> Result<InspectedLinear
         table: layout.scheme().table_name(),
         p: layout.dim,
         hadamard_size: layout.hadamard_size,
+        hadamard_seed: layout.hadamard_seed,
         scales: layout.scale,
         bytes,
         bits_per_weight: bytes as f64 * 8.0 / (layout.n * layout.k) as f64,

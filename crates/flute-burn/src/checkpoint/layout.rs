@@ -19,14 +19,17 @@ pub(super) struct Layout {
     pub(super) scale: Float,
     /// Weights that were rotated together, if they were.
     pub(super) hadamard_size: Option<usize>,
+    /// The seed of their signs, if the rotation is random.
+    pub(super) hadamard_seed: Option<u32>,
 }
 
 impl Layout {
     /// What `method` makes of a weight `[n, k]`, its scales stored in `scale`.
     pub(super) fn of(method: &Method, n: usize, k: usize, scale: Float) -> Self {
         let (table, format) = (method.table(), method.format());
-        let (k, hadamard_size) = (method.stored_k(k), method.hadamard_size());
-        Self { n, k, dim: table.dim(), format, table: table.kind(), scale, hadamard_size }
+        let (hadamard_size, hadamard_seed) = (method.hadamard_size(), method.hadamard_seed());
+        let (k, dim, table) = (method.stored_k(k), table.dim(), table.kind());
+        Self { n, k, dim, format, table, scale, hadamard_size, hadamard_seed }
     }
 
     /// Bits of one stored code.
@@ -53,8 +56,8 @@ impl Layout {
 
     /// The module's entry in a `quantization_config`.
     pub(super) fn scheme(&self) -> Scheme {
-        let Self { format, table, hadamard_size, .. } = *self;
-        Scheme { bits: format.bits, group: format.group, table, hadamard_size }
+        let Self { format, table, hadamard_size, hadamard_seed, .. } = *self;
+        Scheme { bits: format.bits, group: format.group, table, hadamard_size, hadamard_seed }
     }
 
     /// The tensors of `module` in our format.

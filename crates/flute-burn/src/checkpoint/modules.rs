@@ -114,8 +114,9 @@ impl Reader {
         }
         let [n, row_bytes] = self.dims(&codes, "[n, row bytes]")?;
         let scale = float_dtype(&scales, self.info(&scales)?.dtype)?;
-        let Scheme { table, hadamard_size, .. } = scheme;
-        let mut layout = Layout { n, k: 0, dim, format, table, scale, hadamard_size };
+        let Scheme { table, hadamard_size, hadamard_seed, .. } = scheme;
+        let mut layout =
+            Layout { n, k: 0, dim, format, table, scale, hadamard_size, hadamard_seed };
         let told = row_bytes.saturating_mul(8) / usize::from(layout.code_bits()) * dim;
         let k = config.in_features_of(module).unwrap_or(told);
         layout.k = k.min(flute_cube::MAX_DIM);

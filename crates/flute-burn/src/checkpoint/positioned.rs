@@ -1,7 +1,7 @@
 //! Reads and writes at a position of a file, from any thread, without moving a shared cursor.
 //!
 //! Files are read, not mapped: a mapping of a file that another process truncates ends in a signal no program can
-//! turn into an error (and creating one is `unsafe`, which this crate forbids).
+//! turn into an error (and creating one is `unsafe`, which this crate denies itself).
 
 use std::fs::File;
 use std::io;

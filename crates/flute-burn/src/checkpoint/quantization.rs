@@ -8,7 +8,8 @@
 //! Field names are those of the other methods of transformers; `group_size` −1 is the whole row. `modules` maps a
 //! module to what differs there: `bits`, `group_size`, `table`, and `in_features` where the packed row does not tell
 //! it (k·bits not a multiple of 8). Rotated weights name the blocks of their rotation in `hadamard_size` (1 is none)
-//! and their table `higgs`, with `p`, the weights that one code names. Refused: other methods and other versions.
+//! and their table `higgs`, with `p`, the weights that one code names; `hadamard_seed`, where there is one, is the seed
+//! of the signs of all rotations ([`hadamard::signs`]). Refused: other methods and other versions.
 
 use super::json;
 use crate::error::{Error, Result};
@@ -30,6 +31,8 @@ pub struct Scheme {
     pub table: TableKind,
     /// Weights that were rotated together ([`crate::hadamard`]), if they were; k is padded to a multiple.
     pub hadamard_size: Option<usize>,
+    /// The seed of their signs, if the rotation is random: one for all modules of a directory.
+    pub hadamard_seed: Option<u32>,
 }
 
 /// What differs from the common scheme in one module.
@@ -63,6 +66,7 @@ struct Raw {
     p: Option<u8>,
     scale_dtype: Option<String>,
     hadamard_size: Option<usize>,
+    hadamard_seed: Option<u32>,
     #[serde(default)]
     modules_to_not_convert: Vec<String>,
     #[serde(default)]
@@ -104,11 +108,14 @@ impl QuantizationConfig {
             return unsupported("quantization version", raw.version.to_string(), "1");
         }
         let dim = raw.p.unwrap_or(1);
+        let hadamard_size = block(raw.hadamard_size, path)?;
+        let seed = |size: Option<usize>| size.and(raw.hadamard_seed);
         let scheme = Scheme {
             bits: bits(raw.bits, path)?,
             group: group(raw.group_size, path)?,
             table: table(&raw.table, dim, path)?,
-            hadamard_size: block(raw.hadamard_size, path)?,
+            hadamard_size,
+            hadamard_seed: seed(hadamard_size),
         };
         let scale_dtype = match raw.scale_dtype.as_deref() {
             None | Some("float16") => Dtype::F16,
@@ -120,6 +127,10 @@ impl QuantizationConfig {
             }
         };
         let modules = raw.modules.into_iter().map(|(name, module)| {
+            let hadamard_size = match module.hadamard_size {
+                None => scheme.hadamard_size,
+                found => block(found, path)?,
+            };
             let own = Scheme {
                 bits: module.bits.map_or(Ok(scheme.bits), |b| bits(b, path))?,
                 group: module.group_size.map_or(Ok(scheme.group), |g| group(g, path))?,
@@ -129,10 +140,8 @@ impl QuantizationConfig {
                         table(found.as_ref().unwrap_or(&raw.table), p.unwrap_or(dim), path)?
                     }
                 },
-                hadamard_size: match module.hadamard_size {
-                    None => scheme.hadamard_size,
-                    found => block(found, path)?,
-                },
+                hadamard_size,
+                hadamard_seed: seed(hadamard_size),
             };
             let scheme = (own != scheme).then_some(own);
             Ok((name, ModuleOverride { scheme, in_features: module.in_features }))
@@ -161,6 +170,10 @@ impl QuantizationConfig {
         }
         if let Some(size) = self.scheme.hadamard_size {
             object["hadamard_size"] = json!(size);
+        }
+        let own = self.modules.values().filter_map(|module| module.scheme);
+        if let Some(seed) = own.chain([self.scheme]).find_map(|scheme| scheme.hadamard_seed) {
+            object["hadamard_seed"] = json!(seed);
         }
         let modules: Map<String, Value> = self
             .modules

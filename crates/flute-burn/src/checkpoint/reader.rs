@@ -8,6 +8,7 @@ use super::config::ModelConfig;
 use super::generation::GenerationConfig;
 use super::header::TensorInfo;
 use super::import::Foreign;
+use super::layout::Layout;
 use super::positioned::read_exact_at;
 use super::shards::Shards;
 use crate::error::{Error, Result};
@@ -65,6 +66,8 @@ pub struct StoredLinear {
     /// Weights that were rotated together ([`crate::hadamard`]), if they were; the k of `weight` is padded to a multiple
     /// then, and x is to be padded and rotated like it.
     pub hadamard_size: Option<usize>,
+    /// The seed of the signs that they, and x, take before, if the rotation is random ([`crate::hadamard::signs`]).
+    pub hadamard_seed: Option<u32>,
 }
 
 /// A stored linear layer that is quantized, its weight in kernel order.
@@ -76,6 +79,8 @@ pub struct PackedLinear {
     pub bias: Option<Vec<f32>>,
     /// As [`StoredLinear::hadamard_size`].
     pub hadamard_size: Option<usize>,
+    /// As [`StoredLinear::hadamard_seed`].
+    pub hadamard_seed: Option<u32>,
 }
 
 /// The weight of a stored linear layer.
@@ -232,15 +237,18 @@ impl Reader {
                 StoredWeight::Dense { n, k, data: self.tensor(&dense)?.data }
             }
         };
-        let hadamard_size = match &weight {
-            StoredWeight::Dense { .. } => None,
-            StoredWeight::Quantized(_) => self.layout(module)?.hadamard_size,
+        let (hadamard_size, hadamard_seed) = match &weight {
+            StoredWeight::Dense { .. } => (None, None),
+            StoredWeight::Quantized(_) => {
+                let layout = self.layout(module)?;
+                (layout.hadamard_size, layout.hadamard_seed)
+            }
         };
         let n = match &weight {
             StoredWeight::Dense { n, .. } => *n,
             StoredWeight::Quantized(weight) => weight.n(),
         };
-        Ok(StoredLinear { weight, bias: self.bias(module, n)?, hadamard_size })
+        Ok(StoredLinear { weight, bias: self.bias(module, n)?, hadamard_size, hadamard_seed })
     }
 
     /// The quantized linear layer `module`, its weight in kernel order: what [`Reader::linear`] gives, packed.
@@ -253,7 +261,8 @@ impl Reader {
         }
         let weight = self.packed_weight(module)?;
         let bias = self.bias(module, weight.n)?;
-        Ok(PackedLinear { weight, bias, hadamard_size: self.layout(module)?.hadamard_size })
+        let Layout { hadamard_size, hadamard_seed, .. } = self.layout(module)?;
+        Ok(PackedLinear { weight, bias, hadamard_size, hadamard_seed })
     }
 
     /// The bias of the linear layer `module` of `n` features, if it has one.

@@ -67,6 +67,7 @@ impl Error {
             Self::DeviceFailed { .. } => {
                 "a failed device stays failed until the process ends; start again, or --device cpu"
             }
+            Self::NotRecorded { .. } => "compute steps one by one (--no-graph)",
             _ => return None,
         };
         Some(hint.into())

@@ -90,11 +90,12 @@ impl FusedOps for CubeBackend {
         let SlotPrimitive { keys, values, start } = slot;
         let [query, keys, values, start] = [query, keys, values, start].map(into_contiguous);
         let y = empty(&query, attended(query.meta.shape()), query.dtype);
-        let [batch, query_heads, _, dim] = query.meta.shape().dims();
+        let [batch, query_heads, tokens, dim] = query.meta.shape().dims();
         let [_, key_heads, capacity, _] = keys.meta.shape().dims();
         let Attend { scale, cap, window } = form;
         let problem = flute_cube::Attend {
             batch,
+            tokens,
             query_heads,
             key_heads,
             dim,

@@ -9,6 +9,9 @@ use burn::backend::{Backend, TensorMetadata, tensor::IntTensor};
 use burn::tensor::{FloatDType, Shape, Slice, TensorData, read_sync};
 use std::ops::Range;
 
+/// Below any score, and finite: shading languages have no literal for infinity.
+const MASKED: f32 = -1e30;
+
 fn wide<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
     B::float_cast(x, FloatDType::F32)
 }
@@ -137,31 +140,43 @@ pub(super) fn attend<B: Backend>(
     let SlotPrimitive { keys, values, start } = slot;
     let dtype = FloatDType::from(query.dtype());
     let (device, shape) = (query.device(), attended(&query.shape()));
-    let [_, heads, _, dim] = query.shape().dims();
+    let [_, heads, tokens, dim] = query.shape().dims();
     let [_, key_heads, capacity, _] = keys.shape().dims();
-    let group = heads / key_heads;
+    let rows = heads / key_heads * tokens;
     let sequence = |(b, start): (usize, i64)| {
-        let end = usize::try_from(start + 1).unwrap_or(0).min(capacity);
-        let first = form.window.map_or(0, |window| end.saturating_sub(window));
+        let sight = Sight { start, capacity, window: form.window };
+        let (first, end) = (sight.of(0).start, sight.of(tokens.saturating_sub(1)).end);
         if first == end {
-            return B::float_zeros(Shape::new([1, 1, heads * dim]), &device, FloatDType::F32);
+            return B::float_zeros(Shape::new([1, tokens, heads * dim]), &device, FloatDType::F32);
         }
         let of = |cache: &FloatTensor<B>| {
             let slices = [b..b + 1, 0..key_heads, first..end, 0..dim].map(Slice::from);
             let part = B::float_slice(cache.clone(), &slices);
             B::float_reshape(wide::<B>(part), Shape::new([key_heads, end - first, dim]))
         };
-        let slices = [b..b + 1, 0..heads, 0..1, 0..dim].map(Slice::from);
+        let slices = [b..b + 1, 0..heads, 0..tokens, 0..dim].map(Slice::from);
         let q = wide::<B>(B::float_slice(query.clone(), &slices));
         let q = B::float_mul_scalar(q, form.scale.into());
-        let q = B::float_reshape(q, Shape::new([key_heads, group, dim]));
+        // Query heads that share a head of keys are more rows of one product.
+        let q = B::float_reshape(q, Shape::new([key_heads, rows, dim]));
         let mut scores = B::float_matmul(q, B::float_swap_dims(of(&keys), 1, 2));
         if let Some(cap) = form.cap {
             let tanh = B::float_tanh(B::float_div_scalar(scores, cap.into()));
             scores = B::float_mul_scalar(tanh, cap.into());
         }
+        if tokens > 1 {
+            let hidden = (0..tokens).flat_map(|token| {
+                let seen = sight.of(token);
+                (first..end).map(move |at| if seen.contains(&at) { 0.0 } else { MASKED })
+            });
+            let hidden = TensorData::new(hidden.collect::<Vec<f32>>(), [1, tokens, end - first]);
+            let all = B::float_reshape(scores, Shape::new([heads, tokens, end - first]));
+            let all = B::float_add(all, B::float_from_data(hidden, &device));
+            scores = B::float_reshape(all, Shape::new([key_heads, rows, end - first]));
+        }
         let weighted = B::float_matmul(B::softmax(scores, 2), of(&values));
-        B::float_reshape(weighted, Shape::new([1, 1, heads * dim]))
+        let weighted = B::float_reshape(weighted, Shape::new([1, heads, tokens, dim]));
+        B::float_reshape(B::float_swap_dims(weighted, 1, 2), Shape::new([1, tokens, heads * dim]))
     };
     let sequences: Vec<_> = read::<B>(start).into_iter().enumerate().map(sequence).collect();
     let all = match sequences.is_empty() {
@@ -169,6 +184,22 @@ pub(super) fn attend<B: Backend>(
         false => B::float_cat(sequences, 0),
     };
     B::float_cast(all, dtype)
+}
+
+/// Where a sequence stands, and how far it sees.
+struct Sight {
+    start: i64,
+    capacity: usize,
+    window: Option<usize>,
+}
+
+impl Sight {
+    /// The positions that new token `token` sees; none where the sequence stands before the first.
+    fn of(&self, token: usize) -> Range<usize> {
+        let end = usize::try_from(self.start).map_or(0, |start| start + token + 1);
+        let end = end.min(self.capacity);
+        self.window.map_or(0, |window| end.saturating_sub(window))..end
+    }
 }
 
 fn read<B: Backend>(start: IntTensor<B>) -> Vec<i64> {

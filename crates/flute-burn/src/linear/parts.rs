@@ -42,6 +42,7 @@ impl FluteLinear {
             scales: on.floats(scales, [lengths[0]]),
             pairs: on.floats(pairs, [lengths[1]]),
             bias: bias.map(|bias| on.floats(bias.to_vec(), [n])),
+            signs: None,
             shape,
             rotation: None,
         })
@@ -72,6 +73,7 @@ impl FluteLinear {
             scales: float(scales),
             pairs: float(pairs),
             bias: bias.map(float),
+            signs: None,
             shape,
             rotation: None,
         })

@@ -1,5 +1,6 @@
 //! The rotation that a layer of a rotated weight applies to its activations.
 
+use super::FluteLinear;
 use crate::hadamard;
 use burn::tensor::Tensor;
 
@@ -10,15 +11,21 @@ pub struct Rotation {
     pub block: usize,
     /// Input features; the weight's k is the next multiple of the block, and activations are padded with zeros.
     pub in_features: usize,
+    /// Of the signs that elements take before they are rotated ([`hadamard::signs`]); none for a plain rotation.
+    pub seed: Option<u32>,
 }
 
 impl Rotation {
-    /// `x` padded and rotated as the weight is.
+    /// `x` padded, and times `signs` (`[k]`, if the rotation is random): what is to be rotated.
     ///
     /// # Panics
     /// If the last axis of `x` has another length than the layer takes.
-    pub(super) fn apply<const D: usize>(self, x: Tensor<D>) -> Tensor<D> {
-        let Self { block, in_features } = self;
+    pub(super) fn prepare<const D: usize>(
+        self,
+        x: Tensor<D>,
+        signs: Option<Tensor<1>>,
+    ) -> Tensor<D> {
+        let Self { block, in_features, .. } = self;
         let found = x.dims()[D - 1];
         assert!(
             found == in_features,
@@ -33,6 +40,31 @@ impl Rotation {
             let zeros = Tensor::zeros(shape, (&x.device(), x.dtype()));
             Tensor::cat(vec![x, zeros], D - 1)
         };
-        hadamard::hadamard(x, block)
+        match signs {
+            Some(signs) => signed(x, signs),
+            None => x,
+        }
     }
+}
+
+impl FluteLinear {
+    /// Rows of the weight as the layer stores it, `[rows, k]`, as they were before any rotation: `[rows, in_features]`.
+    pub(crate) fn restored(&self, rows: Tensor<2>) -> Tensor<2> {
+        let Some(Rotation { block, in_features, .. }) = self.rotation else { return rows };
+        // The transform is its own inverse, and so are signs.
+        let rows = hadamard::hadamard(rows, block);
+        let rows = match &self.signs {
+            Some(signs) => signed(rows, signs.val().without_autodiff()),
+            None => rows,
+        };
+        rows.narrow(1, 0, in_features)
+    }
+}
+
+/// The last axis of `x` times `signs`.
+fn signed<const D: usize>(x: Tensor<D>, signs: Tensor<1>) -> Tensor<D> {
+    let mut shape = [1; D];
+    shape[D - 1] = signs.dims()[0];
+    let signs = signs.cast(x.dtype()).reshape(shape);
+    x * signs
 }

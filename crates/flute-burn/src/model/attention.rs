@@ -1,10 +1,8 @@
 //! Causal self-attention with grouped queries: several query heads share one head of keys and values.
 //!
-//! One token a sequence, as in decoding, takes [`fused::attend`]; a prompt is computed as products. Scores and their
-//! softmax are f32. Query heads of one group are laid side by side as more rows of one product, so
-//! keys and values are never repeated in memory. A sliding layer reads the keys of its window alone. Where a
-//! configuration says so, the heads of q and k are normalized before they are rotated, and scores are capped softly
-//! before they are masked.
+//! What attends is [`fused::attend`], for a prompt as for one token. A sliding layer reads the keys of its window alone.
+//! Where a configuration says so, the heads of q and k are normalized before they are rotated, and scores are capped
+//! softly before they are masked.
 
 use super::cache::KeysValues;
 use super::norm::RmsNorm;
@@ -16,10 +14,7 @@ use crate::error::Result;
 use crate::fused::{self, Attend};
 use crate::linear::AnyLinear;
 use burn::module::Module;
-use burn::tensor::{DType, Tensor, activation::softmax};
-
-/// Below any score, and finite: shading languages have no literal for infinity.
-const MASKED: f32 = -1e30;
+use burn::tensor::Tensor;
 
 /// The attention of one block.
 #[derive(Module, Debug)]
@@ -98,14 +93,9 @@ impl Attention {
         cache: KeysValues,
     ) -> (Tensor<3>, KeysValues) {
         let Form { scale, cap, slides, .. } = self.form;
-        let tokens = x.dims()[1];
         let (query, cache) = cache.append(self.normed(self.inputs.forward(x)), step);
-        let heads = if tokens == 1 {
-            let window = step.window.filter(|_| slides);
-            fused::attend(query, cache.slot(step), Attend { scale, cap, window })
-        } else {
-            self.attend(query, &cache, step)
-        };
+        let window = step.window.filter(|_| slides);
+        let heads = fused::attend(query, cache.slot(step), Attend { scale, cap, window });
         (self.output.forward(heads), cache)
     }
 
@@ -125,32 +115,6 @@ impl Attention {
         let values = qkv.clone().narrow(2, before * dim, width - before * dim);
         let queries = heads(0, query_heads, query_norm);
         Tensor::cat(vec![queries, heads(query_heads, key_heads, key_norm), values], 2)
-    }
-
-    /// Several queries a sequence, `[batch, heads, tokens, head_dim]`, over the cache that holds their own keys already:
-    /// `[batch, tokens, heads · head_dim]`.
-    fn attend(&self, query: Tensor<4>, cache: &KeysValues, step: &Step) -> Tensor<3> {
-        let ([batch, _, tokens, dim], dtype) = (query.dims(), query.dtype());
-        let Form { query_heads, key_heads, scale, cap, slides, .. } = self.form;
-        let view = step.view(slides);
-        let [k, v] = cache.seen([view.first, step.start + tokens]);
-        let (seen, group) = (k.dims()[2], query_heads / key_heads);
-        // Scaled before the product: in f16 the sum of `dim` unscaled products may overflow.
-        let q = (query * scale).reshape([batch, key_heads, group * tokens, dim]);
-        let scores = q.matmul(k.swap_dims(2, 3)).cast(DType::F32);
-        let mut scores = scores.reshape([batch * key_heads, group, tokens, seen]);
-        if let Some(cap) = cap {
-            scores = soft_cap(scores, cap);
-        }
-        if let Some(mask) = &view.mask {
-            let mask = mask.clone().unsqueeze::<4>();
-            let mask = mask.expand([batch * key_heads, group, tokens, seen]);
-            scores = scores.mask_fill(mask, MASKED);
-        }
-        let weights = softmax(scores, 3).cast(dtype);
-        let weights = weights.reshape([batch, key_heads, group * tokens, seen]);
-        let heads = weights.matmul(v).reshape([batch, query_heads, tokens, dim]);
-        heads.swap_dims(1, 2).reshape([batch, tokens, query_heads * dim])
     }
 
     /// The layers, and how many of the checkpoint each of them is.

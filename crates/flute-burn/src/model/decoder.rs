@@ -98,8 +98,15 @@ impl Decoder {
     /// Hidden states `[batch, tokens, hidden]` of `tokens` `[batch, tokens]`, which `cache` remembers.
     pub(super) fn hidden(&self, tokens: Tensor<2, Int>, cache: &mut Cache) -> Tensor<3> {
         let len = tokens.dims()[1];
+        let hidden = self.states(tokens, cache);
+        cache.advance(len);
+        hidden
+    }
+
+    /// As [`Decoder::hidden`], the cache's position not yet moved.
+    pub(super) fn states(&self, tokens: Tensor<2, Int>, cache: &mut Cache) -> Tensor<3> {
         let Form { scale, window, dtype, stream, .. } = self.form;
-        let step = Step::new(cache, len, window);
+        let step = Step::new(cache, window);
         let mut x = self.embedding.forward(tokens).cast(stream);
         if let Some(scale) = scale {
             x = x * scale;
@@ -114,19 +121,18 @@ impl Decoder {
             cache.layers.push(layer);
             [x, normed] = block.forward([x, attended], norm_of(index + 1), dtype);
         }
-        cache.advance(len);
         normed
     }
 
-    /// Logits `[.., vocab]` of hidden states, in f32.
+    /// Logits `[.., vocab]` of hidden states, in f32 where they are capped and else in the model's type, which has the
+    /// same order.
     pub(super) fn logits(&self, hidden: Tensor<3>) -> Tensor<3> {
         let logits = match &self.head {
             Some(head) => head.forward(hidden),
             None => self.embedding.logits(hidden),
         };
-        let logits = logits.cast(DType::F32);
         match self.form.cap {
-            Some(cap) => soft_cap(logits, cap),
+            Some(cap) => soft_cap(logits.cast(DType::F32), cap),
             None => logits,
         }
     }

@@ -2,6 +2,7 @@
 //!
 //! In codes one copy serves both: rows are decoded when they are looked up, and logits are a product with the codes.
 
+use crate::dense;
 use crate::linear::FluteLinear;
 use burn::module::{Module, Param};
 use burn::tensor::{Int, Tensor, module::embedding};
@@ -28,7 +29,13 @@ impl Embedding {
     /// Hidden states `[.., hidden]` times its rows: `[.., vocab]`.
     pub(super) fn logits(&self, hidden: Tensor<3>) -> Tensor<3> {
         match self {
-            Self::Dense(weight) => hidden.matmul(weight.val().transpose().unsqueeze()),
+            Self::Dense(weight) => {
+                let weight = weight.val();
+                match dense::serves(&hidden, &weight) {
+                    true => dense::dense(hidden, weight),
+                    false => hidden.matmul(weight.transpose().unsqueeze()),
+                }
+            }
             Self::Flute(weight) => weight.forward(hidden),
         }
     }

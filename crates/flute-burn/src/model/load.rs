@@ -95,7 +95,10 @@ impl<'a> Loader<'a> {
             StoredWeight::Quantized(weight) => {
                 expect_codes(name, [weight.n(), weight.k()], [n, k], stored.hadamard_size)?;
                 match stored.hadamard_size {
-                    Some(block) => hadamard::restored_rows(weight.dequantize(), k, block),
+                    Some(block) => {
+                        let seed = stored.hadamard_seed;
+                        hadamard::restored_rows(weight.dequantize(), k, block, seed)
+                    }
                     None => weight.dequantize(),
                 }
             }
@@ -111,11 +114,11 @@ impl<'a> Loader<'a> {
     }
 
     fn layer(&self, packed: PackedLinear, in_features: usize) -> Result<AnyLinear> {
-        let PackedLinear { weight, bias, hadamard_size } = packed;
+        let PackedLinear { weight, bias, hadamard_size, hadamard_seed: seed } = packed;
         let (dtype, device) = (self.dtype, &self.options.device);
         let linear = FluteLinear::from_packed(weight, bias.as_deref(), dtype, device)?;
         Ok(AnyLinear::Flute(match hadamard_size {
-            Some(block) => linear.with_rotation(Rotation { block, in_features })?,
+            Some(block) => linear.with_rotation(Rotation { block, in_features, seed })?,
             None => linear,
         }))
     }
@@ -192,20 +195,21 @@ impl Source for Loader<'_> {
 /// The rows of all `parts` as one layer, or the parts again where they differ.
 fn stacked(parts: Vec<PackedLinear>) -> std::result::Result<PackedLinear, Vec<PackedLinear>> {
     let biases = parts.iter().filter(|part| part.bias.is_some()).count();
-    let rotations = parts.windows(2).all(|two| two[0].hadamard_size == two[1].hadamard_size);
+    let rotation = |part: &PackedLinear| (part.hadamard_size, part.hadamard_seed);
+    let rotations = parts.windows(2).all(|two| rotation(&two[0]) == rotation(&two[1]));
     if !rotations || (biases > 0 && biases < parts.len()) || parts.is_empty() {
         return Err(parts);
     }
-    let hadamard_size = parts[0].hadamard_size;
+    let (hadamard_size, hadamard_seed) = rotation(&parts[0]);
     let (weights, biases): (Vec<_>, Vec<_>) =
         parts.into_iter().map(|part| (part.weight, part.bias)).unzip();
     match PackedWeight::stack(weights) {
         Ok(weight) => {
             let bias = biases.into_iter().collect::<Option<Vec<_>>>().map(|all| all.concat());
-            Ok(PackedLinear { weight, bias, hadamard_size })
+            Ok(PackedLinear { weight, bias, hadamard_size, hadamard_seed })
         }
         Err(weights) => {
-            let part = |(weight, bias)| PackedLinear { weight, bias, hadamard_size };
+            let part = |(weight, bias)| PackedLinear { weight, bias, hadamard_size, hadamard_seed };
             Err(weights.into_iter().zip(biases).map(part).collect())
         }
     }

@@ -8,8 +8,10 @@
 //! beyond the context.
 
 mod attention;
+mod batch;
 mod cache;
 mod decoder;
+mod decoding;
 mod disturbed;
 mod embedding;
 mod greedy;
@@ -24,6 +26,7 @@ mod step;
 mod synthetic;
 
 pub use cache::Cache;
+pub use decoding::Decoding;
 pub(crate) use disturbed::Disturbance;
 pub use greedy::Likeliest;
 pub use load::LoadOptions;
@@ -127,10 +130,7 @@ impl Model {
     /// # Errors
     /// [`Error::TokenOutOfRange`]; [`Error::InvalidOption`] if `batch` does not divide the number of ids.
     pub fn tokens(&self, ids: &[u32], batch: usize) -> Result<Tensor<2, Int>> {
-        let vocab = self.config.vocab_size;
-        if let Some(token) = ids.iter().copied().find(|id| *id as usize >= vocab) {
-            return Err(Error::TokenOutOfRange { token, vocab });
-        }
+        self.admit_ids(ids)?;
         if batch == 0 || !ids.len().is_multiple_of(batch) {
             let (found, needed) = (batch.to_string(), format!("a divisor of {} ids", ids.len()));
             return Err(Error::InvalidOption { name: "the batch", found, needed });
@@ -138,6 +138,15 @@ impl Model {
         let ids: Vec<i32> = ids.iter().map(|id| *id as i32).collect();
         let shape = [batch, ids.len() / batch];
         Ok(Tensor::from_data(TensorData::new(ids, shape), &self.device))
+    }
+
+    /// Refuses ids outside the vocabulary.
+    fn admit_ids(&self, ids: &[u32]) -> Result<()> {
+        let vocab = self.config.vocab_size;
+        match ids.iter().copied().find(|id| *id as usize >= vocab) {
+            Some(token) => Err(Error::TokenOutOfRange { token, vocab }),
+            None => Ok(()),
+        }
     }
 
     /// An empty cache for `batch` sequences of at most `capacity` tokens each.
@@ -197,7 +206,7 @@ impl Model {
 
     /// Logits `[.., vocab]` of hidden states, f32.
     pub(crate) fn logits(&self, hidden: Tensor<3>) -> Tensor<3> {
-        self.network.logits(hidden)
+        self.network.logits(hidden).cast(DType::F32)
     }
 
     /// What the model is.

@@ -3,7 +3,7 @@
 //! Per row and block of `hadamard_size` weights (the last one padded with zeros): `s = ‖w‖₂ / √size`, the weights over
 //! s are rotated ([`hadamard::rotate`]), which leaves them with mean square 1 and close to normal whatever they were,
 //! and every p of them take the nearest point of the [`grid`]. No data is needed. A tie takes the lower code; a block
-//! of zeros has scale 0. Scales are repeated for every group of a block, since groups are what kernels read. Refused:
+//! of zeros has scale 0. A seed makes the rotation a random one ([`hadamard::signs`]). Scales are repeated for every group of a block, since groups are what kernels read. Refused:
 //! blocks that are no power of two, and groups that do not divide them.
 
 use super::grid;
@@ -18,6 +18,7 @@ pub struct Higgs {
     table: Table,
     group: Group,
     block: usize,
+    seed: Option<u32>,
 }
 
 impl Higgs {
@@ -31,7 +32,7 @@ impl Higgs {
         hadamard::check_block(hadamard_size)?;
         match group {
             Group::Size(size) if hadamard_size.is_multiple_of(size as usize) => {
-                Ok(Self { table, group, block: hadamard_size })
+                Ok(Self { table, group, block: hadamard_size, seed: None })
             }
             _ => Err(Error::InvalidOption {
                 name: "the group of HIGGS",
@@ -39,6 +40,16 @@ impl Higgs {
                 needed: format!("a divisor of the Hadamard block of {hadamard_size}"),
             }),
         }
+    }
+
+    /// The same with a random rotation, of this seed.
+    pub fn with_seed(self, seed: u32) -> Self {
+        Self { seed: Some(seed), ..self }
+    }
+
+    /// The seed of a random rotation.
+    pub fn seed(&self) -> Option<u32> {
+        self.seed
     }
 
     /// The grid.
@@ -70,6 +81,10 @@ impl Higgs {
         let (width, groups) = (stored / p, self.group.count(stored));
         let mut codes = vec![0; n * width];
         let mut scales = vec![0.0; n * groups];
+        let signs = match self.seed {
+            Some(seed) => hadamard::signs(seed, self.block),
+            None => vec![1.0; self.block],
+        };
         let rows = codes.par_chunks_mut(width).zip(scales.par_chunks_mut(groups));
         let rows = rows.zip(weight.par_chunks(k)).enumerate();
         let broken = rows.filter_map(|(row, ((codes, scales), weight))| {
@@ -80,7 +95,9 @@ impl Higgs {
             let parts = codes.chunks_mut(self.block / p);
             let parts = parts.zip(scales.chunks_mut(self.group.count(self.block)));
             for ((codes, scales), weight) in parts.zip(weight.chunks(self.block)) {
-                scales.fill(self.block(weight, &mut block, codes));
+                block.fill(0.0);
+                block.iter_mut().zip(weight.iter().zip(&signs)).for_each(|(b, (w, s))| *b = w * s);
+                scales.fill(self.block(&mut block, codes));
             }
             None
         });
@@ -90,20 +107,21 @@ impl Higgs {
         }
     }
 
-    /// Quantizes one block; `rotated` is scratch. Returns its scale.
-    fn block(&self, weight: &[f32], rotated: &mut [f32], codes: &mut [u8]) -> f32 {
-        let square: f64 = weight.iter().map(|w| f64::from(*w) * f64::from(*w)).sum();
+    /// Quantizes one block, which it rotates. Returns its scale.
+    fn block(&self, block: &mut [f32], codes: &mut [u8]) -> f32 {
+        let square: f64 = block.iter().map(|w| f64::from(*w) * f64::from(*w)).sum();
         let scale = (square / self.block as f64).sqrt() as f32;
-        rotated.fill(0.0);
         if scale > 0.0 {
-            rotated.iter_mut().zip(weight).for_each(|(out, w)| *out = w / scale);
-            hadamard::rotate(rotated, self.block);
+            block.iter_mut().for_each(|w| *w /= scale);
+            hadamard::rotate(block, self.block);
+        } else {
+            block.fill(0.0);
         }
         match self.table.dim() {
-            1 => codes.iter_mut().zip(&*rotated).for_each(|(c, w)| *c = self.table.nearest(*w)),
+            1 => codes.iter_mut().zip(&*block).for_each(|(c, w)| *c = self.table.nearest(*w)),
             _ => {
                 let points = self.table.values().as_chunks().0;
-                let pairs = rotated.as_chunks().0.iter();
+                let pairs = block.as_chunks().0.iter();
                 codes.iter_mut().zip(pairs).for_each(|(c, pair)| *c = nearest(points, *pair));
             }
         }

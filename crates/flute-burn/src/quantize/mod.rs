@@ -58,6 +58,14 @@ impl Method {
         }
     }
 
+    /// The seed of the signs of a random rotation, if it is one.
+    pub fn hadamard_seed(&self) -> Option<u32> {
+        match self {
+            Self::Absmax { .. } => None,
+            Self::Higgs(higgs) => higgs.seed(),
+        }
+    }
+
     /// The k of what it makes of a weight of `k` columns: whole blocks where it rotates.
     pub fn stored_k(&self, k: usize) -> usize {
         self.hadamard_size().map_or(k, |block| k.next_multiple_of(block))

@@ -1,7 +1,7 @@
 //! What `flute bench` takes.
 
 use super::quantize::{bits, group};
-use super::{ActivationArg, JsonArg};
+use super::{ActivationArg, GraphArg, JsonArg};
 use clap::Args;
 use flute_cube::{Bits, Group};
 use std::path::PathBuf;
@@ -48,6 +48,9 @@ pub(crate) struct BenchArgs {
     /// Tokens of a prompt whose reading is measured; 0 leaves it out
     #[arg(long, default_value_t = 2048, value_name = "TOKENS", env = "FLUTE_PROMPT")]
     pub(crate) prompt: usize,
+
+    #[command(flatten)]
+    pub(crate) graph: GraphArg,
 
     /// auto, cuda:N, vulkan:N, wgpu:N (N may be left out) or cpu
     #[arg(long, default_value = "auto", env = "FLUTE_DEVICE")]

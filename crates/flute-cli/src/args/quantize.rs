@@ -46,6 +46,11 @@ pub(crate) struct QuantizeArgs {
     #[arg(long, default_value = "512", value_name = "SIZE", env = "FLUTE_HADAMARD_SIZE")]
     pub(crate) hadamard_size: usize,
 
+    /// With --table higgs or --budget-bits: give weights random signs of this seed before they are
+    /// rotated, which helps where they are too regular for the plain rotation
+    #[arg(long, value_name = "SEED", env = "FLUTE_HADAMARD_SEED")]
+    pub(crate) hadamard_seed: Option<u32>,
+
     /// Bits a weight at most over all layers, such as 3.25: gives each of them 2, 3 or 4 bits in
     /// higgs grids, or leaves it dense, by how much it matters
     #[arg(

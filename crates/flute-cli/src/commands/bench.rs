@@ -49,7 +49,7 @@ pub(crate) fn run(args: &BenchArgs, quiet: bool) -> anyhow::Result<()> {
         (None, None) => anyhow::bail!("name a model directory, or a shape with --shape"),
     };
     let BenchArgs { batch, context, tokens, prompt, .. } = *args;
-    let options = BenchOptions { batch, context, tokens, prompt };
+    let options = BenchOptions { batch, context, tokens, prompt, graph: !args.graph.off };
     let bar = progress::steps(quiet, "stages");
     bar.set_length(3);
     let speed = bench(&model, &options, &mut |stage| {
@@ -116,6 +116,12 @@ fn print(report: &Report) -> anyhow::Result<()> {
     output::line(format_args!(
         "decode   {rate:.1} tokens/s, {step} a step (batch {batch}, context {context})"
     ))?;
+    if let Some(launched) = speed.step_seconds_launched {
+        let launched = milliseconds(launched);
+        output::line(format_args!(
+            "graph    replayed; launched by the host a step takes {launched}"
+        ))?;
+    }
     let total = DecimalBytes(speed.step_bytes.total() as u64);
     let part = |bytes: usize| DecimalBytes(bytes as u64);
     let (linears, head) = (part(speed.step_bytes.linears), part(speed.step_bytes.head));

@@ -65,6 +65,7 @@ fn assignment(args: &QuantizeArgs, bits: f64, quiet: bool) -> anyhow::Result<Ass
     let mut options = BudgetOptions::new(bits, wide_group(args), args.hadamard_size)?;
     options.scale_dtype = args.scale_dtype.into();
     options.skip.clone_from(&args.skip);
+    options.candidates = options.candidates.into_iter().map(|higgs| seeded(args, higgs)).collect();
     // What can be refused is refused before minutes of measuring.
     options.check(&args.model)?;
     if args.output.exists() && !args.force {
@@ -113,9 +114,17 @@ fn method(args: &QuantizeArgs, bits: Bits) -> anyhow::Result<Method> {
         // Under a budget an assignment replaces it.
         _ => {
             let (group, size) = (wide_group(args), args.hadamard_size);
-            Method::Higgs(Higgs::new(bits, args.dimension.into(), group, size)?)
+            Method::Higgs(seeded(args, Higgs::new(bits, args.dimension.into(), group, size)?))
         }
     })
+}
+
+/// `higgs` with the random rotation that was asked for, if one was.
+fn seeded(args: &QuantizeArgs, higgs: Higgs) -> Higgs {
+    match args.hadamard_seed {
+        Some(seed) => higgs.with_seed(seed),
+        None => higgs,
+    }
 }
 
 /// The group that was typed, or the widest that divides the Hadamard block.

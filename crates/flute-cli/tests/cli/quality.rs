@@ -39,10 +39,20 @@ fn a_comparison_is_a_table_a_plot_and_a_page_that_loads_nothing() {
     let scratch = TempDir::new().unwrap();
     let dir = scratch.path().join("report");
     let more = ["--window", "48", "--limit", "1", "--hadamard-size", "256", "--device", "cpu"];
+    let learn = ["--calibration", text(&SHORT_TEXT), "--samples", "2"];
     let arguments = ["eval", text(&DENSE), "--text", text(&SHORT_TEXT), "--compare", text(&dir)];
-    let words = done(flute(arguments.into_iter().chain(more)));
+    let words = done(flute(arguments.into_iter().chain(more).chain(learn)));
     assert!(words.starts_with("tiny-llama "), "{words}");
-    for series in ["dense", "int", "fp", "nf", "higgs, p = 1", "higgs, p = 2", "higgs, dynamic"] {
+    for series in [
+        "dense",
+        "int",
+        "fp",
+        "nf",
+        "nf, learned",
+        "higgs, p = 1",
+        "higgs, p = 2",
+        "higgs, dynamic",
+    ] {
         assert!(words.lines().any(|line| line.starts_with(series)), "{series}: {words}");
     }
     let file = |name: &str| std::fs::read_to_string(dir.join(name)).unwrap();
@@ -55,6 +65,7 @@ fn a_comparison_is_a_table_a_plot_and_a_page_that_loads_nothing() {
     for elsewhere in ["src=", "href=", "@import", "url("] {
         assert!(!page.contains(elsewhere), "the page loads something: {elsewhere}");
     }
+    assert!(page.contains("Scales were learned on 2 windows of it."), "{page}");
     let report: serde_json::Value = serde_json::from_str(&file("report.json")).unwrap();
     let ways = report["models"][0]["ways"].as_array().unwrap();
     assert!(ways.len() > 20, "{}", ways.len());

@@ -4,11 +4,15 @@
 //! every tile of tokens loses to one that decodes it once: the dense product of whoever calls does the rest. The price
 //! is memory for the dense weight and one rounding of every weight.
 //!
-//! A plane decodes a block of 16 rows by 128 of k at a time. m plays no part; n and k are run-time values.
+//! A plane decodes a block of 16 rows by 128 of k at a time. m plays no part; n and k are run-time values. On CUDA the
+//! four lanes of a row turn what they hold of two fragments, so that each writes 16 bytes and all of them 64 in a row.
 
-use super::portable::{Form, Words, group_of, load_head, load_tail, look_up};
+use super::{
+    portable::{Form, Words, group_of, load_head, load_tail, look_up},
+    ptx::U4,
+};
 use crate::{
-    Operands, PackedWeight, Problem,
+    Dtype, Operands, PackedWeight, Problem, launch,
     pack::{BLOCK_K, BLOCK_ROWS, padded_groups},
 };
 use cubecl::{ir::ElemType, prelude::*, server::Handle};
@@ -23,16 +27,22 @@ pub(crate) fn launch(client: &Client, problem: &Problem, operands: &Operands, de
     let Problem { n, k, format, dtype, .. } = *problem;
     let hardware = &client.properties().hardware;
     let planes = PLANES.min(hardware.max_units_per_cube as usize / 32).max(1);
+    let turned = client.name() == "cuda"
+        && dtype != Dtype::F32
+        && k.is_multiple_of(8)
+        && dense.offset_start.unwrap_or(0).is_multiple_of(16);
     let form = Form {
         bits: format.bits.get().into(),
         fold: format.group.len(k.next_multiple_of(BLOCK_K)).min(BLOCK_K),
         whole: k.is_multiple_of(2),
         planes,
         tokens: 1,
-        copies: 8,
+        copies: if turned { 32 } else { 8 },
     };
     let blocks = n.div_ceil(BLOCK_ROWS) * k.div_ceil(BLOCK_K);
-    let cubes = blocks.div_ceil(planes).min(MAX_CUBES).min(hardware.max_cube_count.0 as usize);
+    // Where a table of a copy for every lane is filled, as many as run at once.
+    let most = if turned { 4 * launch::limits(client).processors } else { MAX_CUBES };
+    let cubes = blocks.div_ceil(planes).min(most).min(hardware.max_cube_count.0 as usize);
     let width = if form.whole { 2 } else { 1 };
     let group_blocks = format.group.len(k.next_multiple_of(BLOCK_K)) / BLOCK_K;
     // SAFETY: words, scales and pairs were measured against the problem and so was `dense`; blocks beyond the last
@@ -58,6 +68,7 @@ pub(crate) fn launch(client: &Client, problem: &Problem, operands: &Operands, de
             padded_groups(k, format),
             group_blocks.max(1),
             form,
+            turned,
             dtype.elem(),
         );
     }
@@ -74,6 +85,7 @@ fn decode<F: Float, W: Size>(
     groups: usize,
     group_blocks: usize,
     #[comptime] form: Form,
+    #[comptime] turned: bool,
     #[define(F)] _dtype: ElemType,
 ) {
     let copies = comptime!(form.copies);
@@ -93,6 +105,7 @@ fn decode<F: Float, W: Size>(
     let mut block = CUBE_POS_X as usize * form.planes + UNIT_POS_Y as usize;
     while block < blocks {
         let (tile, kb) = (block / k_blocks, block % k_blocks);
+        let mut pieces = Array::<u32>::new(8usize);
         let head = load_head(words, block, unit, form);
         let tail = load_tail(words, block, unit, form);
         #[unroll]
@@ -109,7 +122,11 @@ fn decode<F: Float, W: Size>(
                     let factor = scale.extract(comptime!(j % 2));
                     let (even, odd) =
                         (pair.extract(0usize) * factor, pair.extract(1usize) * factor);
-                    if row < n && col < k {
+                    if comptime!(turned) {
+                        let mut both = Vector::<F, Const<2>>::new(F::cast_from(even));
+                        both.insert(1usize, F::cast_from(odd));
+                        pieces[comptime!(f % 2 * 4 + j)] = u32::reinterpret(both);
+                    } else if row < n && col < k {
                         if comptime!(form.whole) {
                             let mut both = Vector::<F, W>::new(F::cast_from(even));
                             both.insert(1usize, F::cast_from(odd));
@@ -122,8 +139,52 @@ fn decode<F: Float, W: Size>(
                         }
                     }
                 }
+                if comptime!(turned && f % 2 == 1) {
+                    let col = kb * BLOCK_K + 8 * t + comptime!(16 * (f - 1));
+                    #[unroll]
+                    for half in 0..2usize {
+                        let row = tile * BLOCK_ROWS + g + comptime!(8 * half);
+                        let vector = turn(&pieces, t as u32, half);
+                        if row < n && col < k {
+                            // SAFETY: below n and k, whose rows are whole vectors.
+                            let to =
+                                unsafe { dense[(row * k + col) / W::value()..].as_ptr_unchecked() };
+                            gpu_asm!("st.global.v4.b32 [{p}], {v};", p = in(_) to, v = in(_) U4::reinterpret(vector));
+                        }
+                    }
+                }
             }
         }
         block += CUBE_COUNT_X as usize * form.planes;
     }
+}
+
+/// Of four eights of columns of a row, of which each of four lanes holds two columns, the one that is lane `t`'s. `pieces`
+/// are the pairs of two fragments; `half` says whose row.
+#[cube]
+fn turn(pieces: &Array<u32>, t: u32, #[comptime] half: usize) -> U4 {
+    let mut own = Array::<u32>::new(4usize);
+    #[unroll]
+    for eight in 0..4usize {
+        own[eight] = pieces[comptime!(2 * eight + half)];
+    }
+    // What belongs to the other lane of a pair is traded, then the same among pairs.
+    #[unroll]
+    for bit in 0..2usize {
+        let upper = (t >> comptime!(bit as u32)) & 1u32 == 1u32;
+        #[unroll]
+        for pair in 0..2usize {
+            let low = comptime!(if bit == 0 { 2 * pair } else { pair });
+            let high = comptime!(low + (1 << bit));
+            let got = plane_shuffle_xor(select(upper, own[low], own[high]), comptime!(1u32 << bit));
+            own[low] = select(upper, got, own[low]);
+            own[high] = select(upper, own[high], got);
+        }
+    }
+    let mut vector = U4::new(own[0]);
+    #[unroll]
+    for piece in 1..4usize {
+        vector.insert(piece, own[piece]);
+    }
+    vector
 }

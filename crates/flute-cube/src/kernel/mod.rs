@@ -1,12 +1,16 @@
 //! What runs on the device: one file a family, each with its launch.
 
 pub(crate) mod attend;
+pub(crate) mod choose;
 pub(crate) mod decode;
+pub(crate) mod dense;
 pub(crate) mod gate;
+pub(crate) mod gemv;
 pub(crate) mod hadamard;
 pub(crate) mod mma;
 pub(crate) mod norm;
 pub(crate) mod portable;
+pub(crate) mod prompt;
 mod ptx;
 pub(crate) mod rotate;
 pub(crate) mod rows;

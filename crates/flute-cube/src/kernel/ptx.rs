@@ -120,6 +120,72 @@ pub(in crate::kernel) fn copy_async<T: CubePrimitive>(
     );
 }
 
+/// 16, 8 or 4 bytes that nobody reads again soon, as [`copy_async`] copies them.
+#[cube]
+pub(in crate::kernel) fn copy_stream<T: CubePrimitive>(
+    source: &[T],
+    at: usize,
+    target: u32,
+    #[comptime] distance: u32,
+    exists: bool,
+    #[comptime] bytes: u32,
+) {
+    // SAFETY: the caller's index; the kernel's launch measured the buffer.
+    let pointer = unsafe { source[at..].as_ptr_unchecked() };
+    let kept = if exists { bytes } else { 0u32 };
+    gpu_asm!(
+        "cp.async.{how} [{t} + {d}], [{p}], {b}, {kept};",
+        how = const if bytes == 16 { "cg.shared.global.L2::128B" } else { "ca.shared.global" },
+        t = in(_) u32::reinterpret(target), d = const distance, p = in(_) pointer, b = const bytes,
+        kept = in(_) u32::reinterpret(kept),
+    );
+}
+
+/// Ends a group of the unit's copies.
+#[cube]
+pub(in crate::kernel) fn commit_copies() {
+    gpu_asm!("cp.async.commit_group;");
+}
+
+/// Waits for the unit's own groups of copies but the `newest`.
+#[cube]
+pub(in crate::kernel) fn await_groups(#[comptime] newest: u32) {
+    gpu_asm!("cp.async.wait_group {n};", n = const newest);
+}
+
+/// Four words at a distance from a shared address. Not pure, as [`load_matrices`].
+#[cube]
+pub(in crate::kernel) fn load_shared_x4(address: u32, #[comptime] distance: u32) -> U4 {
+    let words: U4;
+    gpu_asm!(
+        "ld.shared.v4.u32 {w}, [{a} + {d}];",
+        w = out(_) words, a = in(_) u32::reinterpret(address), d = const distance, options(nomem),
+    );
+    words
+}
+
+/// Two words, as [`load_shared_x4`].
+#[cube]
+pub(in crate::kernel) fn load_shared_x2(address: u32, #[comptime] distance: u32) -> U2 {
+    let words: U2;
+    gpu_asm!(
+        "ld.shared.v2.u32 {w}, [{a} + {d}];",
+        w = out(_) words, a = in(_) u32::reinterpret(address), d = const distance, options(nomem),
+    );
+    words
+}
+
+/// A word, as [`load_shared_x4`].
+#[cube]
+pub(in crate::kernel) fn load_shared(address: u32, #[comptime] distance: u32) -> u32 {
+    let word: u32;
+    gpu_asm!(
+        "ld.shared.u32 {w}, [{a} + {d}];",
+        w = out(_) word, a = in(_) u32::reinterpret(address), d = const distance, options(nomem),
+    );
+    word
+}
+
 /// Waits for the unit's own copies; those of others take a barrier.
 #[cube]
 pub(in crate::kernel) fn await_copies() {

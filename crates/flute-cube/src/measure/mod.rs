@@ -4,9 +4,13 @@
 //! not the host's. Whoever measures a kernel that reads weights gives it more copies of them than the cache holds:
 //! [`Workload`] does, and checks what the kernel wrote. Nothing here chooses a plan.
 
+mod noise;
+mod samples;
 mod workload;
 
-pub use workload::{COLD_BYTES, Noise, Run, Samples, Synthetic, Workload};
+pub use noise::Noise;
+pub use samples::Samples;
+pub use workload::{COLD_BYTES, Run, Synthetic, Workload};
 
 use crate::{Error, Problem, Result};
 use cubecl::{future::block_on, prelude::*, server::Handle};
@@ -92,6 +96,23 @@ pub fn time(
             }
         }
         block_on(client.sync()).map_err(failed("ran the launches"))
+    })
+}
+
+/// Times `launch(0) … launch(count − 1)`, queued one after another, and divides by `count`: the device's work where it
+/// takes longer than the host's.
+///
+/// # Errors
+/// What `launch` returns, and [`Error::Device`].
+pub(crate) fn time_queued(
+    client: &Client,
+    count: usize,
+    mut launch: impl FnMut(usize) -> Result<()>,
+) -> Result<Timing> {
+    sample(count, |times| {
+        (0..times * count).try_for_each(|i| launch(i % count))?;
+        let synced = block_on(client.sync());
+        synced.map_err(|e| Error::Device { during: "ran the launches", reason: e.to_string() })
     })
 }
 

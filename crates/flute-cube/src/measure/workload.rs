@@ -4,7 +4,12 @@
 //! weight lies on the device as often as it takes to exceed any cache; activations, pair table and result exist once,
 //! as in a model, where the layer before leaves them in the cache.
 
-use super::{Timing, time};
+use super::{
+    Timing,
+    noise::{Noise, random, unit},
+    samples::Samples,
+    time, time_queued,
+};
 use crate::{
     Dtype, Error, Limits, Operands, PackedWeight, Plan, Problem, Result, Table, pack, qgemm_with,
 };
@@ -21,120 +26,6 @@ pub const COLD_BYTES: usize = 400_000_000;
 /// The longest round. Launches of which fewer than all copies fill it are not bound by memory, so they may find some of
 /// it in a cache.
 const ROUND: Duration = Duration::from_millis(200);
-
-/// Reproducible bits: splitmix64.
-fn random(seed: &mut u64) -> u64 {
-    *seed = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let z = (*seed ^ (*seed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
-}
-
-/// Uniform in [0, 1).
-fn unit(seed: &mut u64) -> f32 {
-    (random(seed) >> 40) as f32 / (1 << 24) as f32
-}
-
-/// An endless row of reproducible values of one type, uniform in [−1/2, 1/2).
-///
-/// It repeats, so that gigabytes of it cost no more than a copy; after a prime number of values, so that the rows of a
-/// matrix differ.
-#[derive(Clone, Debug)]
-pub struct Noise {
-    values: Vec<f32>,
-    dtype: Dtype,
-}
-
-impl Noise {
-    const PERIOD: usize = (1 << 20) - 3;
-
-    /// The noise of `seed`, rounded to `dtype`.
-    pub fn new(mut seed: u64, dtype: Dtype) -> Self {
-        let values = (0..Self::PERIOD).map(|_| dtype.round(unit(&mut seed) - 0.5)).collect();
-        Self { values, dtype }
-    }
-
-    /// Row `row` of a matrix of `k` columns that holds the noise row by row.
-    pub fn row(&self, row: usize, k: usize) -> Vec<f64> {
-        let at = |i: usize| f64::from(self.values[i % Self::PERIOD]);
-        (row * k..(row + 1) * k).map(at).collect()
-    }
-
-    /// The first `len` values as a device stores them.
-    pub fn bytes(&self, len: usize) -> Vec<u8> {
-        let period = self.dtype.encode(&self.values[..len.min(Self::PERIOD)]);
-        let mut bytes = Vec::with_capacity(len * self.dtype.size());
-        while bytes.len() < bytes.capacity() {
-            let rest = len * self.dtype.size() - bytes.len();
-            bytes.extend_from_slice(&period[..rest.min(period.len())]);
-        }
-        bytes
-    }
-}
-
-/// Some elements of a product `[m, n]`, computed in f64: what a result is checked with.
-#[derive(Clone, Debug)]
-pub struct Samples {
-    elements: usize,
-    dtype: Dtype,
-    picked: Vec<Sample>,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Sample {
-    at: usize,
-    exact: f64,
-    /// How far from `exact` a result may be.
-    bound: f64,
-}
-
-impl Samples {
-    const COUNT: usize = 64;
-
-    /// Of the product of rows `x(0) … x(m − 1)` with rows `w(0) … w(n − 1)`, for results of `dtype`.
-    pub fn new(
-        [m, n]: [usize; 2],
-        dtype: Dtype,
-        x: impl Fn(usize) -> Vec<f64>,
-        w: impl Fn(usize) -> Vec<f64>,
-    ) -> Self {
-        // Of the size that a sum of terms of random sign has; a few times the rounding of a result three such sizes
-        // away from zero.
-        let tolerance = match dtype {
-            Dtype::F32 => 1e-4,
-            Dtype::F16 => 4e-3,
-            Dtype::BF16 => 3e-2,
-        };
-        let mut seed = 11;
-        let mut pick = |end: usize| (random(&mut seed) % end.max(1) as u64) as usize;
-        let count = if m == 0 { 0 } else { Self::COUNT };
-        let picked = (0..count).map(|_| {
-            let (token, row) = (pick(m), pick(n));
-            let products: Vec<f64> = x(token).iter().zip(w(row)).map(|(x, w)| x * w).collect();
-            let size =
-                products.iter().map(|p| p.abs()).sum::<f64>() / (products.len() as f64).sqrt();
-            Sample { at: token * n + row, exact: products.iter().sum(), bound: tolerance * size }
-        });
-        Self { elements: m * n, dtype, picked: picked.collect() }
-    }
-
-    /// How far the result of these bytes is from what it must be, in units of what is allowed: up to 1 is right. A
-    /// NaN anywhere, or another number of elements, is infinitely far.
-    pub fn deviation(&self, y: &[u8]) -> f64 {
-        let size = self.dtype.size();
-        // What nobody wrote is still the NaN whose bits are all ones.
-        let unwritten = |element: &[u8]| element.iter().all(|byte| *byte == 0xff);
-        if y.len() != self.elements * size || y.chunks_exact(size).any(unwritten) {
-            return f64::INFINITY;
-        }
-        let off = |sample: &Sample| {
-            let y = self.dtype.decode(&y[sample.at * size..][..size])[0];
-            let off = (f64::from(y) - sample.exact).abs() / sample.bound;
-            if off.is_nan() { f64::INFINITY } else { off }
-        };
-        self.picked.iter().map(off).fold(0.0, f64::max)
-    }
-}
 
 /// A problem with synthetic operands, on the host.
 #[derive(Clone, Debug)]
@@ -153,7 +44,7 @@ impl Synthetic {
     /// Operands of `problem`, whose bias is left out.
     pub fn new(problem: &Problem) -> Self {
         let problem = Problem { bias: false, ..*problem };
-        let Problem { m, n, k, format, dtype, .. } = problem;
+        let Problem { n, k, format, dtype, .. } = problem;
         let mut seed = 7;
         let words = (0..PackedWeight::words_len(n, k, format)).map(|_| random(&mut seed) as u32);
         let words = words.collect();
@@ -162,15 +53,26 @@ impl Synthetic {
         let pairs = Table::nf(format.bits).pair_table();
         let weight = PackedWeight { n, k, format, words, scales, pairs };
         let x = Noise::new(seed, dtype);
-        let row = |row: usize| weight_row(&weight, row, dtype);
-        let samples = Samples::new([m, n], dtype, |token| x.row(token, k), row);
+        let samples = samples(&problem, &weight, &x);
         Self { problem, weight, x, samples }
+    }
+
+    /// Other rows of the same x.
+    fn take(&mut self, m: usize) {
+        self.problem.m = m;
+        self.samples = samples(&self.problem, &self.weight, &self.x);
     }
 
     /// Bytes of codes and scales.
     pub fn weight_bytes(&self) -> usize {
         4 * self.weight.words.len() + self.weight.scales.len() * self.problem.dtype.size()
     }
+}
+
+fn samples(problem: &Problem, weight: &PackedWeight, x: &Noise) -> Samples {
+    let Problem { m, n, k, dtype, .. } = *problem;
+    let row = |row: usize| weight_row(weight, row, dtype);
+    Samples::new([m, n], dtype, |token| x.row(token, k), row)
 }
 
 /// One row of `weight` as a kernel decodes it: table and scale rounded to `dtype`, their product not.
@@ -222,6 +124,8 @@ pub struct Workload {
     /// The host's side of it.
     pub synthetic: Synthetic,
     client: Client,
+    /// Of x on the device.
+    rows: usize,
     x: Handle,
     pairs: Handle,
     /// Words and scales of each copy of the weight.
@@ -246,7 +150,7 @@ impl Workload {
             .collect();
         let x = client.create_from_slice(&synthetic.x.bytes((m * k).max(1)));
         let pairs = client.create_from_slice(&dtype.encode(weight.pairs.as_flattened()));
-        Ok(Self { client: client.clone(), x, pairs, copies, synthetic })
+        Ok(Self { client: client.clone(), rows: m, x, pairs, copies, synthetic })
     }
 
     /// Launches `plan` once, and says how far its result is from the right one ([`Samples::deviation`]).
@@ -262,11 +166,29 @@ impl Workload {
         Ok(self.synthetic.samples.deviation(&bytes[..len]))
     }
 
+    /// Takes only the first `m` rows of x from now on, of as many as there were at first.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`] for more.
+    pub fn take(&mut self, m: usize) -> Result<()> {
+        let most = self.rows;
+        if m > most {
+            return Err(Error::OutOfRange { what: "rows of x", found: m, min: 0, max: most });
+        }
+        self.synthetic.take(m);
+        Ok(())
+    }
+
     fn launch(&self, plan: &Plan, copy: usize, y: &Handle) -> Result<()> {
-        let (words, scales) = self.copies[copy].clone();
+        qgemm_with(&self.client, &self.synthetic.problem, plan, self.operands(copy, y))
+    }
+
+    /// The buffers of launch `launch` of a round, which writes `y`: those of the next copy of the weight, for callers
+    /// that time more than the product.
+    pub fn operands(&self, launch: usize, y: &Handle) -> Operands {
+        let (words, scales) = self.copies[launch % self.copies.len()].clone();
         let (x, pairs) = (self.x.clone(), self.pairs.clone());
-        let operands = Operands { x, words, scales, pairs, bias: None, y: y.clone() };
-        qgemm_with(&self.client, &self.synthetic.problem, plan, operands)
+        Operands { x, words, scales, pairs, bias: None, y: y.clone() }
     }
 
     /// Times `plan` and checks what it computed.
@@ -277,20 +199,37 @@ impl Workload {
         let Problem { m, n, dtype, .. } = self.synthetic.problem;
         let len = m * n * dtype.size();
         let y = self.client.create_from_slice(&vec![0xff; len.max(dtype.size())]);
-        let launch = |i: usize| self.launch(plan, i, &y);
+        let timing = self.clock(plan, &y)?;
+        let bytes = self.client.read_one(y).map_err(failed("read a result"))?;
+        Ok(Run { timing, deviation: self.synthetic.samples.deviation(&bytes[..len]) })
+    }
+
+    /// Times `plan` alone: where results are so large that a look at them would cost more than the time is worth.
+    ///
+    /// # Errors
+    /// What [`Self::time`] refuses.
+    pub fn time_unseen(&self, plan: &Plan) -> Result<Timing> {
+        let Problem { m, n, dtype, .. } = self.synthetic.problem;
+        self.clock(plan, &self.client.empty((m * n).max(1) * dtype.size()))
+    }
+
+    fn clock(&self, plan: &Plan, y: &Handle) -> Result<Timing> {
+        let launch = |i: usize| self.launch(plan, i, y);
         let once = || -> Result<f64> {
             let start = Instant::now();
             launch(0)?;
-            block_on(self.client.sync_buffers([&y])).map_err(failed("warmed up"))?;
+            block_on(self.client.sync_buffers([y])).map_err(failed("warmed up"))?;
             Ok(start.elapsed().as_secs_f64())
         };
         // The first launch compiles.
         once()?;
         let most = (ROUND.as_secs_f64() / once()?) as usize;
         let count = self.copies.len().min(most.max(2));
-        let timing = time(&self.client, count, &y, launch)?;
-        let bytes = self.client.read_one(y.clone()).map_err(failed("read a result"))?;
-        Ok(Run { timing, deviation: self.synthetic.samples.deviation(&bytes[..len]) })
+        match plan {
+            // What no graph captures: launches are long, and the device is behind the host.
+            Plan::Dense(_) => time_queued(&self.client, count, launch),
+            _ => time(&self.client, count, y, launch),
+        }
     }
 }
 
@@ -345,15 +284,5 @@ mod tests {
         let mut y = Dtype::F16.encode(&right);
         y[14..16].fill(0xff);
         assert_eq!(synthetic.samples.deviation(&y), f64::INFINITY);
-    }
-
-    #[test]
-    fn noise_goes_on_after_its_period() {
-        let noise = Noise::new(1, Dtype::BF16);
-        let (k, rows) = (1 << 18, 5);
-        let all = Dtype::BF16.decode(&noise.bytes(rows * k));
-        let last: Vec<f64> = all[(rows - 1) * k..].iter().map(|v| f64::from(*v)).collect();
-        assert_eq!(last, noise.row(rows - 1, k));
-        assert_ne!(noise.row(0, k), last);
     }
 }

@@ -1,6 +1,6 @@
 //! The shape of the tensor-core kernel.
 
-use crate::{Bits, Dtype, Error, Limits, Problem, Result, pack};
+use crate::{Bits, Dtype, Error, Group, Limits, Problem, Result, pack};
 use core::fmt;
 use serde::{Deserialize, Serialize};
 
@@ -24,6 +24,13 @@ pub struct MmaPlan {
     /// Steps along k whose share of x a plane keeps in registers, which are then all of its steps; 0 if it reads x from
     /// shared memory for every row tile anew.
     pub held: u32,
+    /// Steps of words and scales that have room in shared memory, all but one of them ahead of their use; 0 if a plane
+    /// loads them into registers, one step ahead.
+    pub ring: u32,
+    /// Elements of the blocks of x that a cube rotates where it staged them ([`crate::hadamard()`]): a power of two from 8
+    /// to 1024; 0 if x is multiplied as it is.
+    #[serde(default)]
+    pub rotated: u32,
     /// Cubes that share rows of W and split k.
     pub split: u32,
     /// Whether those cubes are a cluster and fold their sums through each other's shared memory; else through memory
@@ -117,7 +124,18 @@ impl MmaPlan {
     /// x, whose rows are 16 bytes longer than their content so that eight of them fill the 32 banks; the sums.
     pub fn shared_bytes(&self, problem: &Problem) -> usize {
         let table = 128 << if problem.format.bits == Bits::Three { 6 } else { 8 };
-        table + self.tokens as usize * (self.k_stage as usize * 2 + 16) + 16 * self.sums()
+        let x = self.tokens as usize * (self.k_stage as usize * 2 + 16);
+        table + x + 16 * self.sums() + self.ring as usize * self.stage_bytes(problem)
+    }
+
+    /// Bytes of one stage of the ring: the words of a block and its scales, as every unit keeps them.
+    fn stage_bytes(&self, problem: &Problem) -> usize {
+        let groups = match problem.format.group {
+            Group::Size(size) => pack::BLOCK_K.div_ceil(size as usize),
+            Group::Whole => 1,
+        };
+        let words = 2 * usize::from(problem.format.bits.get());
+        4 * self.units() * self.row_tiles as usize * (words + groups)
     }
 
     /// The first candidate: they are in order of preference.
@@ -167,10 +185,23 @@ impl MmaPlan {
             );
             return Err(Error::InvalidPlan { reason });
         }
-        if !(tokens && counts && stage) {
+        let ring = self.ring == 0 || (2..=8).contains(&self.ring);
+        if !(tokens && counts && stage && ring) {
             let reason = format!(
-                "{self}: counts must lie in 1..=64, tokens be 1, 2, 4 or a multiple of 8, and k_stage {} a multiple of {k_step}",
+                "{self}: counts must lie in 1..=64, tokens be 1, 2, 4 or a multiple of 8, ring 0 or in 2..=8, and k_stage {} a multiple of {k_step}",
                 self.k_stage
+            );
+            return Err(Error::InvalidPlan { reason });
+        }
+        let block = self.rotated as usize;
+        let rotates = block.is_power_of_two()
+            && (8..=1024).contains(&block)
+            && [problem.k, self.k_stage as usize].iter().all(|len| len.is_multiple_of(block))
+            && (self.k_stage * self.split) as usize >= problem.k;
+        if block > 0 && !rotates {
+            let reason = format!(
+                "{self}: what a cube rotates are blocks of a power of two in 8..=1024 that divide k = {} and k_stage, and all of its share of k is staged at once",
+                problem.k
             );
             return Err(Error::InvalidPlan { reason });
         }
@@ -198,6 +229,8 @@ impl fmt::Display for MmaPlan {
             tokens,
             k_stage,
             held,
+            ring,
+            rotated,
             split,
             cluster,
             resident,
@@ -205,8 +238,9 @@ impl fmt::Display for MmaPlan {
         } = self;
         write!(
             f,
-            "mma planes={planes_n}x{planes_k} row_tiles={row_tiles} tokens={tokens} k_stage={k_stage} held={held} split={split} cluster={cluster} resident={resident} slots={slots}"
-        )
+            "mma planes={planes_n}x{planes_k} row_tiles={row_tiles} tokens={tokens} k_stage={k_stage} held={held} ring={ring} split={split} cluster={cluster} resident={resident} slots={slots}"
+        )?;
+        if *rotated > 0 { write!(f, " rotated={rotated}") } else { Ok(()) }
     }
 }
 
@@ -220,6 +254,8 @@ struct Cut {
     resident: u32,
     /// Whether planes keep their x in registers if it is at most [`HELD`] times 16 registers.
     hold: bool,
+    /// Stages of words and scales in shared memory.
+    ring: u32,
 }
 
 /// Steps times tiles of 8 tokens of x that a plane may keep in registers: four leave it 64 of 128.
@@ -227,7 +263,8 @@ const HELD: u32 = 4;
 
 impl Cut {
     fn plan(self, problem: &Problem, limits: &Limits) -> MmaPlan {
-        let Self { tokens, planes: (planes_n, planes_k), row_tiles, split, resident, hold } = self;
+        let Self { tokens, planes: (planes_n, planes_k), row_tiles, split, resident, hold, ring } =
+            self;
         // Planes without a block of k would only wait.
         let k_blocks = problem.k.div_ceil(pack::BLOCK_K) as u32;
         let planes_k = planes_k.min(k_blocks.next_power_of_two());
@@ -239,6 +276,8 @@ impl Cut {
             tokens,
             k_stage: 0,
             held: 0,
+            ring,
+            rotated: 0,
             split,
             cluster: limits.bulk && split > 1,
             resident,
@@ -268,31 +307,38 @@ impl Cut {
 /// cluster divide k; before Hopper, cubes stage x part by part, and split k only for want of rows.
 fn cuts(problem: &Problem, limits: &Limits) -> Vec<Cut> {
     let cut = |tokens, planes, row_tiles, resident| {
-        let (split, hold) = (1, false);
-        Cut { tokens, planes, row_tiles, split, resident, hold }
+        let (split, hold, ring) = (1, false, 0);
+        Cut { tokens, planes, row_tiles, split, resident, hold, ring }
     };
     let spread = |cut: Cut, split| match limits.bulk {
         true => Cut { split, ..cut }.spread(problem, limits),
         false => cut,
     };
-    let tiles = problem.n.div_ceil(pack::BLOCK_ROWS) / limits.processors.max(1);
+    let (tiles, processors) = (problem.n.div_ceil(pack::BLOCK_ROWS), limits.processors.max(1));
+    let (share, tiles) = (tiles.div_ceil(processors), tiles / processors);
     let mut cuts = match problem.m {
         0..=8 => {
             let tokens = (problem.m.max(1) as u32).next_power_of_two();
-            let narrow = Cut { hold: true, ..cut(tokens, (1, 16), 2, 1) };
+            let narrow = cut(tokens, (1, 16), 2, 1);
+            let held = Cut { hold: true, ..narrow };
+            let ringed = Cut { ring: 2, ..held };
+            let (tall, wide) = (cut(tokens, (1, 16), 4, 1), cut(tokens, (2, 16), 2, 1));
+            let (third, deep) = (cut(tokens, (1, 16), 3, 1), cut(tokens, (1, 32), 2, 1));
             let twice = cut(tokens, (1, 16), 2, 2);
-            let tall = cut(tokens, (1, 16), 4, 1);
-            if narrow.spread(problem, limits).split > 1 && limits.bulk {
+            if held.spread(problem, limits).split > 1 && limits.bulk {
                 let apart = Cut { hold: true, ..cut(tokens, (2, 8), 2, 1) };
-                vec![spread(narrow, 2), spread(apart, 2), spread(tall, 2), twice]
-            } else if problem.k > 16384 {
-                vec![tall, Cut { hold: false, ..narrow }, twice]
-            } else if tiles < 3 {
-                vec![Cut { hold: false, ..narrow }, twice, cut(tokens, (1, 16), 1, 2)]
-            } else if tiles < 20 || tokens > 1 {
-                vec![narrow, Cut { hold: false, ..narrow }, twice, tall]
+                vec![spread(held, 2), spread(apart, 2), spread(tall, 2), twice]
             } else {
-                vec![twice, tall, narrow]
+                // What leaves no plane without a row tile in the last round.
+                let even = match share {
+                    0..3 => narrow,
+                    _ if share.is_multiple_of(4) && problem.k > 8192 => wide,
+                    _ if share.is_multiple_of(4) => tall,
+                    _ if problem.k > 8192 && share > 8 => deep,
+                    _ if share.is_multiple_of(3) => third,
+                    _ => ringed,
+                };
+                vec![even, ringed, narrow, tall, wide, third, deep]
             }
         }
         9..=16 => {

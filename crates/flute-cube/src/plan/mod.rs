@@ -3,10 +3,12 @@
 //! A plan is chosen by [`Plan::select`], listed by [`Plan::candidates`] (for tuners and tests) or made by hand. What
 //! passes [`Plan::validate`] can be launched.
 
+mod dense;
 mod mma;
 mod portable;
 mod wgmma;
 
+pub use dense::DensePlan;
 pub use mma::MmaPlan;
 pub use portable::PortablePlan;
 pub use wgmma::WgmmaPlan;
@@ -24,6 +26,8 @@ pub enum Plan {
     Mma(MmaPlan),
     /// Hopper's warpgroup tensor cores: CUDA of compute capability 9.0, for many rows of x.
     Wgmma(WgmmaPlan),
+    /// Decoded once, then the vendor's dense product: CUDA with its library, outside graph captures.
+    Dense(DensePlan),
 }
 
 impl Plan {
@@ -33,7 +37,14 @@ impl Plan {
     /// What [`Problem::validate`] refuses.
     pub fn select(problem: &Problem, limits: &Limits) -> Result<Self> {
         problem.validate(limits)?;
-        if let Some(plan) = WgmmaPlan::select(problem, limits) {
+        let warpgroups = WgmmaPlan::select(problem, limits);
+        if let Some(plan) = DensePlan::candidates(problem, limits).into_iter().next() {
+            let fused = warpgroups.map(|plan| plan.cost(problem, limits));
+            if fused.is_none_or(|fused| DensePlan::cost(problem) < fused) {
+                return Ok(Self::Dense(plan));
+            }
+        }
+        if let Some(plan) = warpgroups {
             return Ok(Self::Wgmma(plan));
         }
         Ok(match MmaPlan::select(problem, limits) {
@@ -52,9 +63,10 @@ impl Plan {
         let mut plans: Vec<Self> =
             WgmmaPlan::candidates(problem, limits).into_iter().map(Self::Wgmma).collect();
         // Where a warpgroup multiplies, single planes never won from 33 rows on.
-        if plans.is_empty() {
+        if plans.is_empty() || problem.m <= wgmma::FEW {
             plans.extend(MmaPlan::candidates(problem, limits).into_iter().map(Self::Mma));
         }
+        plans.extend(DensePlan::candidates(problem, limits).into_iter().map(Self::Dense));
         plans.extend(PortablePlan::candidates(problem, limits).into_iter().map(Self::Portable));
         Ok(plans)
     }
@@ -69,6 +81,7 @@ impl Plan {
             Self::Portable(plan) => plan.validate(problem, limits),
             Self::Mma(plan) => plan.validate(problem, limits),
             Self::Wgmma(plan) => plan.validate(problem, limits),
+            Self::Dense(plan) => plan.validate(problem, limits),
         }
     }
 }
@@ -79,6 +92,7 @@ impl fmt::Display for Plan {
             Self::Portable(plan) => plan.fmt(f),
             Self::Mma(plan) => plan.fmt(f),
             Self::Wgmma(plan) => plan.fmt(f),
+            Self::Dense(plan) => plan.fmt(f),
         }
     }
 }
@@ -145,7 +159,7 @@ mod tests {
             assert!(!warpgroups(&hopper, m, Dtype::F32));
             assert!(!warpgroups(&ampere, m, Dtype::F16) && !warpgroups(&ada, m, Dtype::F16));
         }
-        for m in [1, 8, 32] {
+        for m in [1, 8] {
             assert!(!warpgroups(&hopper, m, Dtype::F16));
         }
     }

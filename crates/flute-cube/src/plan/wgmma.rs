@@ -25,6 +25,8 @@ pub struct WgmmaPlan {
     pub split: u32,
 }
 
+/// Rows of x up to which the other tensor-core kernel is preferred.
+pub(super) const FEW: usize = 32;
 /// Rows of W that the instruction takes.
 pub(crate) const TILE_ROWS: usize = 64;
 /// Bytes of a row of x in one stage.
@@ -66,6 +68,9 @@ impl WgmmaPlan {
     }
 
     pub(super) fn select(problem: &Problem, limits: &Limits) -> Option<Self> {
+        if problem.m <= FEW {
+            return None;
+        }
         let all = Self::candidates(problem, limits);
         all.into_iter().min_by(|a, b| a.cost(problem, limits).total_cmp(&b.cost(problem, limits)))
     }
@@ -73,11 +78,12 @@ impl WgmmaPlan {
     /// Microseconds on an H200, fitted to what was seen there: a block of 128 of k costs each row tile of a warpgroup a
     /// part that grows with the tokens and a part that does not, and a cube the copies of x; a launch, a tile and a
     /// split have their own price. Only the order of plans means anything.
-    fn cost(&self, problem: &Problem, limits: &Limits) -> f64 {
+    pub(super) fn cost(&self, problem: &Problem, limits: &Limits) -> f64 {
         let tiles = problem.n.div_ceil(self.rows()) * problem.m.div_ceil(self.tokens as usize);
         let rounds = (tiles * self.split as usize).div_ceil(limits.processors);
         let blocks = problem.k.div_ceil(pack::BLOCK_K).div_ceil(self.split as usize);
-        let block = 0.3 + f64::from(self.row_tiles) * (0.1 + 0.005 * f64::from(self.tokens));
+        let tiles_of_two = f64::from(self.row_tiles * self.warpgroups) / 2.0;
+        let block = 0.3 + tiles_of_two * (0.1 + 0.005 * f64::from(self.tokens));
         let fold = if self.split > 1 { 3.0 } else { 0.0 };
         rounds as f64 * (blocks as f64 * block + 1.0) + 5.0 + fold
     }
@@ -85,9 +91,12 @@ impl WgmmaPlan {
     pub(super) fn candidates(problem: &Problem, limits: &Limits) -> Vec<Self> {
         // (warpgroups, row tiles, tokens, chunk).
         let shapes: &[[u32; 4]] = match problem.m {
-            0..=32 => &[],
-            33..=64 => &[[2, 2, 64, 64], [2, 1, 64, 64]],
-            _ => &[[2, 1, 128, 128], [2, 2, 64, 64]],
+            0..=8 => &[],
+            9..=16 => &[[4, 1, 16, 16]],
+            17..=32 => &[[4, 1, 32, 32]],
+            33..=64 => &[[2, 2, 64, 64], [4, 1, 64, 64], [2, 1, 64, 64]],
+            65..=128 => &[[2, 1, 128, 128], [2, 2, 64, 64]],
+            _ => &[[2, 1, 256, 128], [2, 1, 128, 128]],
         };
         let k_blocks = problem.k.div_ceil(pack::BLOCK_K);
         let mut plans = vec![];
@@ -123,13 +132,13 @@ impl WgmmaPlan {
         }
         let counts =
             [self.warpgroups, self.row_tiles, self.split].iter().all(|c| (1..=16).contains(c));
-        let chunk = matches!(self.chunk, 64 | 128)
+        let chunk = matches!(self.chunk, 16 | 32 | 64 | 128)
             && self.tokens > 0
             && self.tokens <= 256
             && self.tokens.is_multiple_of(self.chunk);
         if !(counts && chunk && (3..=8).contains(&self.stages)) {
             let reason = format!(
-                "{self}: counts must lie in 1..=16, stages in 3..=8, chunk be 64 or 128, and tokens a multiple of it up to 256"
+                "{self}: counts must lie in 1..=16, stages in 3..=8, chunk be 16, 32, 64 or 128, and tokens a multiple of it up to 256"
             );
             return Err(Error::InvalidPlan { reason });
         }

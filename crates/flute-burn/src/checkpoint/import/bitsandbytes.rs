@@ -67,7 +67,7 @@ pub(super) fn layout(reader: &Reader, module: &str) -> Result<Layout> {
     let Stored { n, k, group, table, .. } = Stored::open(reader, module)?;
     let format = Format { bits: Bits::Four, group };
     let (table, scale) = (table.kind(), Float::F32);
-    Ok(Layout { n, k, dim: 1, format, table, scale, hadamard_size: None })
+    Ok(Layout { n, k, dim: 1, format, table, scale, hadamard_size: None, hadamard_seed: None })
 }
 
 pub(super) fn weight(reader: &Reader, module: &str) -> Result<Quantized> {

@@ -113,7 +113,16 @@ impl FluteConfig {
             return Err(Error::TensorShape { tensor: tables, found, needed });
         }
         let table = table(bits, &reader.finite(&tables)?).map_err(in_module(module))?.kind();
-        Ok(Layout { n, k, dim: 1, format: self.format, table, scale, hadamard_size: None })
+        Ok(Layout {
+            n,
+            k,
+            dim: 1,
+            format: self.format,
+            table,
+            scale,
+            hadamard_size: None,
+            hadamard_seed: None,
+        })
     }
 
     pub(super) fn weight(&self, reader: &Reader, module: &str) -> Result<Quantized> {

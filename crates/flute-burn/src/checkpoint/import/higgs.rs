@@ -111,7 +111,16 @@ impl HiggsConfig {
         }
         let scale = float_dtype(&scales, reader.info(&scales)?.dtype)?;
         let table = if p == 1 { TableKind::Custom } else { TableKind::Pairs };
-        Ok(Layout { n, k, dim: p, format, table, scale, hadamard_size: Some(block) })
+        Ok(Layout {
+            n,
+            k,
+            dim: p,
+            format,
+            table,
+            scale,
+            hadamard_size: Some(block),
+            hadamard_seed: None,
+        })
     }
 
     pub(super) fn weight(&self, reader: &Reader, module: &str) -> Result<Quantized> {

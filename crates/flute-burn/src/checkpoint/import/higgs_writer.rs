@@ -47,6 +47,9 @@ impl HiggsWriter {
         let Some(block) = layout.hadamard_size else {
             return refuse("it has rotated weights; this is not rotated".into());
         };
+        if let Some(seed) = layout.hadamard_seed {
+            return refuse(format!("its rotations are plain; this has the random signs of {seed}"));
+        }
         let own = Self::new(layout, self.dtype);
         if (own.format, own.p, own.block) != (self.format, self.p, self.block) {
             return refuse(format!(

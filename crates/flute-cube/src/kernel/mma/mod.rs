@@ -17,6 +17,8 @@
 //! splits.
 
 mod product;
+mod ring;
+mod rotate;
 pub(super) mod sums;
 mod tokens;
 mod weight;

@@ -2,10 +2,15 @@
 
 use super::{
     Shape,
-    ptx::{F4, U4, after_barrier, await_copies, load_matrices, mma, shared_address},
+    ptx::{
+        F4, U4, after_barrier, await_copies, await_groups, commit_copies, load_matrices, mma,
+        shared_address,
+    },
+    ring::{Ring, fill, ring, take},
+    rotate::rotate,
     sums::{Rows, fold_planes, meet, store},
     tokens::{Part, stage},
-    weight::{Place, fragment, load_blocks, load_scales, step_on, table_vector},
+    weight::{Place, fragment, load, table_vector},
 };
 use crate::pack;
 use cubecl::prelude::*;
@@ -89,6 +94,11 @@ fn product<F: Float, Y: Float, W: Size>(
         Shared::<[U4]>::new_aligned_slice(comptime!(tokens * shape.x_stride()), 128usize);
     let mut sums = Shared::<[F4]>::new_aligned_slice(comptime!(plan.sums().max(1)), 128usize);
 
+    let stages = Shared::<[U4]>::new_aligned_slice(
+        comptime!((plan.ring as usize * shape.stage_bytes() / 16).max(1)),
+        128usize,
+    );
+
     let mut now = Array::<u32>::new(comptime!(shape.row_tiles() * shape.words()));
     let mut scale = Array::<u32>::new(comptime!(shape.row_tiles() * shape.groups()));
     let mut place = Place {
@@ -96,13 +106,26 @@ fn product<F: Float, Y: Float, W: Size>(
         end,
         kb: k_first + plane_k,
         k_first: k_first + plane_k,
+        k_end: k_first + steps * planes_k,
         k_blocks,
         lane,
     };
-    load_blocks(words, &mut now, &place, shape);
-    load_scales::<F>(scales, &mut scale, &place, shape);
+    // All loads before the first store: x, the first words and the table arrive in one latency.
+    let part = Part { m, k, token_first };
+    stage::<F, W>(x, &mut staged, &part, k_first, shape);
+    commit_copies();
+    // SAFETY: addresses of shared memory that lives as long as the kernel.
+    let stages_start = unsafe { stages.as_ptr_unchecked() };
+    let mut ring = ring(shared_address::<U4>(stages_start), shape);
+    if comptime!(plan.ring > 0) {
+        #[unroll]
+        for _stage in 1..comptime!(plan.ring) {
+            fill::<F>(&mut ring, words, scales, &mut place, shape);
+        }
+    } else {
+        load::<F>(words, scales, &mut now, &mut scale, &mut place, shape);
+    }
 
-    // All loads before the first store: the table, x and the first words arrive in one latency.
     let fills = comptime!(shape.table().div_ceil(shape.units()));
     let mut entries = Array::<U4>::new(fills);
     #[unroll]
@@ -110,8 +133,6 @@ fn product<F: Float, Y: Float, W: Size>(
         let at = UNIT_POS as usize + i * comptime!(shape.units());
         entries[i] = table_vector(pairs, min(at, comptime!(shape.table() - 1)) / 8, shape);
     }
-    let part = Part { m, k, token_first };
-    stage::<F, W>(x, &mut staged, &part, k_first, shape);
     #[unroll]
     for i in 0..fills {
         let at = UNIT_POS as usize + i * comptime!(shape.units());
@@ -119,8 +140,12 @@ fn product<F: Float, Y: Float, W: Size>(
             table[at] = entries[i];
         }
     }
-    await_copies();
+    await_groups(comptime!(plan.ring.max(1) - 1));
     sync_cube();
+    if comptime!(plan.rotated > 0) {
+        rotate::<F>(&mut staged, shape);
+        sync_cube();
+    }
     let copy =
         if comptime!(shape.bits == 2) { UNIT_POS_X % 16u32 * 8u32 } else { UNIT_POS_X * 4u32 };
     // SAFETY: addresses of shared memory that lives as long as the kernel.
@@ -150,12 +175,12 @@ fn product<F: Float, Y: Float, W: Size>(
             #[unroll]
             for step in 0..comptime!(plan.held as usize) {
                 let own = comptime!(step * 4 * shape.token_tiles());
-                if place.kb < k_blocks {
+                let kb = k_first + plane_k + comptime!(step * planes_k);
+                next_stage::<F>(&mut ring, &mut place, words, scales, &mut now, &mut scale, shape);
+                if kb < k_blocks {
                     multiply::<F>(&now, &scale, &mut acc, lane_table, x_lane, &held, own, shape);
                 }
-                step_on(&mut place, comptime!(step + 1 == plan.held as usize), shape);
-                load_blocks(words, &mut now, &place, shape);
-                load_scales::<F>(scales, &mut scale, &place, shape);
+                next_words::<F>(&mut place, words, scales, &mut now, &mut scale, shape);
             }
         } else {
             for step in 0..steps {
@@ -167,13 +192,13 @@ fn product<F: Float, Y: Float, W: Size>(
                     await_copies();
                     sync_cube();
                 }
-                if place.kb < k_blocks {
+                let kb = k_first + plane_k + step * planes_k;
+                next_stage::<F>(&mut ring, &mut place, words, scales, &mut now, &mut scale, shape);
+                if kb < k_blocks {
                     let x_step = x_lane + (in_stage * 256) as u32;
                     multiply::<F>(&now, &scale, &mut acc, lane_table, x_step, &held, 0usize, shape);
                 }
-                step_on(&mut place, step + 1 == steps, shape);
-                load_blocks(words, &mut now, &place, shape);
-                load_scales::<F>(scales, &mut scale, &place, shape);
+                next_words::<F>(&mut place, words, scales, &mut now, &mut scale, shape);
             }
         }
         if comptime!(plan.sums() == 0) {
@@ -208,6 +233,39 @@ fn product<F: Float, Y: Float, W: Size>(
             }
         }
         row_tile = next_tile;
+    }
+}
+
+/// With a ring: takes the oldest stage, and asks for one in the place of the stage before it.
+#[cube]
+fn next_stage<F: Float>(
+    ring: &mut Ring,
+    place: &mut Place,
+    words: &[u32],
+    scales: &[Vector<F, Const<2>>],
+    now: &mut Array<u32>,
+    scale: &mut Array<u32>,
+    #[comptime] shape: Shape,
+) {
+    if comptime!(shape.plan.ring > 0) {
+        await_groups(comptime!(shape.plan.ring - 2));
+        take(ring, now, scale, shape);
+        fill::<F>(ring, words, scales, place, shape);
+    }
+}
+
+/// Without: asks for the next words in the place of those that are used up.
+#[cube]
+fn next_words<F: Float>(
+    place: &mut Place,
+    words: &[u32],
+    scales: &[Vector<F, Const<2>>],
+    now: &mut Array<u32>,
+    scale: &mut Array<u32>,
+    #[comptime] shape: Shape,
+) {
+    if comptime!(shape.plan.ring == 0) {
+        load::<F>(words, scales, now, scale, place, shape);
     }
 }
 

@@ -28,33 +28,38 @@ pub(super) struct Place {
     pub(super) end: usize,
     pub(super) kb: usize,
     pub(super) k_first: usize,
+    /// Where the plane's share of k ends.
+    pub(super) k_end: usize,
     pub(super) k_blocks: usize,
     pub(super) lane: usize,
 }
 
 /// The plane's next block of k, or after the last one the first of its next rows.
 #[cube]
-pub(super) fn step_on(place: &mut Place, last: bool, #[comptime] shape: Shape) {
+pub(super) fn step_on(place: &mut Place, #[comptime] shape: Shape) {
     place.kb += comptime!(shape.planes_k());
-    if last {
+    if place.kb >= place.k_end {
         place.kb = place.k_first;
         place.tile += comptime!(shape.row_tiles() * shape.planes_n());
     }
 }
 
-/// A lane's words of one block of k in all row tiles of its plane; what does not exist is replaced by what does.
+/// A lane's words of one block of k in all row tiles of its plane, and the scales of rows g and g + 8 that go with them;
+/// what does not exist is replaced by what does. Steps on.
 #[cube]
-pub(super) fn load_blocks(
+pub(super) fn load<F: Float>(
     words: &[u32],
+    scales: &[Vector<F, Const<2>>],
     into: &mut Array<u32>,
-    place: &Place,
+    scales_into: &mut Array<u32>,
+    place: &mut Place,
     #[comptime] shape: Shape,
 ) {
     #[unroll]
     for i in 0..comptime!(shape.row_tiles()) {
         let tile = min(place.tile + i, place.end - 1);
-        let block = (tile * place.k_blocks + min(place.kb, place.k_blocks - 1))
-            * comptime!(32 * shape.words());
+        let kb = min(place.kb, place.k_blocks - 1);
+        let block = (tile * place.k_blocks + kb) * comptime!(32 * shape.words());
         let own = comptime!(i * shape.words());
         let head = load_stream_x4(words, block + place.lane * 4);
         #[unroll]
@@ -73,32 +78,24 @@ pub(super) fn load_blocks(
             into[own + 4] = tail.extract(0usize);
             into[own + 5] = tail.extract(1usize);
         }
-    }
-}
-
-/// The scales that go with [`load_blocks`]: those of rows g and g + 8.
-#[cube]
-pub(super) fn load_scales<F: Float>(
-    scales: &[Vector<F, Const<2>>],
-    into: &mut Array<u32>,
-    place: &Place,
-    #[comptime] shape: Shape,
-) {
-    #[unroll]
-    for i in 0..comptime!(shape.row_tiles()) {
-        let (tile, kb) = (min(place.tile + i, place.end - 1), min(place.kb, place.k_blocks - 1));
         let first = first_group(tile, kb, place.k_blocks, shape);
         #[unroll]
         for group in 0..comptime!(shape.groups()) {
-            into[comptime!(i * shape.groups() + group)] =
+            scales_into[comptime!(i * shape.groups() + group)] =
                 load_pair::<F>(scales, (first + group) * 8 + place.lane / 4);
         }
     }
+    step_on(place, shape);
 }
 
 /// Where the scales of a block begin, in groups of 16 rows.
 #[cube]
-fn first_group(tile: usize, kb: usize, k_blocks: usize, #[comptime] shape: Shape) -> usize {
+pub(super) fn first_group(
+    tile: usize,
+    kb: usize,
+    k_blocks: usize,
+    #[comptime] shape: Shape,
+) -> usize {
     if comptime!(shape.group == 0) {
         tile
     } else if comptime!(shape.group as usize <= pack::BLOCK_K) {

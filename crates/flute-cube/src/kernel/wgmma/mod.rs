@@ -50,12 +50,16 @@ impl Shape {
     fn stages_bytes(self) -> usize {
         (self.plan.stages * self.plan.tokens) as usize * 2 * pack::BLOCK_K
     }
-    /// All of shared memory: stages, table, and two barriers of eight bytes a stage.
+    /// Stages, table, and a barrier of eight bytes a stage.
     fn shared_vectors(self) -> usize {
-        (self.stages_bytes() + self.table_bytes()) / 16 + self.plan.stages as usize
+        (self.stages_bytes() + self.table_bytes()) / 16 + self.plan.stages.div_ceil(2) as usize
     }
     fn words(self) -> usize {
         2 * self.bits as usize
+    }
+    /// Whether a group is longer than a block, though not the whole row.
+    fn long_groups(self) -> bool {
+        self.group as usize > pack::BLOCK_K
     }
     /// Groups of a block, or 1 where groups are longer.
     fn groups(self) -> usize {
@@ -71,24 +75,27 @@ impl Shape {
     fn chunks(self) -> usize {
         (self.plan.tokens / self.plan.chunk) as usize
     }
-    /// Whether there are registers for copying x while the matrix unit works: four warpgroups have 128 each.
-    fn roomy(self) -> bool {
-        self.plan.warpgroups < 4
-    }
     /// Whether weights are decoded while the matrix unit works, where 32 registers more are left for them. With one
     /// decoding a block the compiler gives those of the next block the registers of this one, and lets nothing overlap
     /// the matrix unit any more.
     fn ahead(self) -> bool {
         let sums = self.row_tiles() * self.plan.tokens as usize / 2 + self.plan.chunk as usize / 2;
-        self.roomy() && sums <= 96 && self.row_tiles() * self.groups() > 1
+        sums <= 96 && self.row_tiles() * self.groups() > 1
     }
     /// The row tile and group that is decoded next to `unit` of a block.
     fn after(self, unit: usize) -> (usize, usize) {
         let unit = (unit + 1) % (self.row_tiles() * self.groups());
         (unit / self.groups(), unit % self.groups())
     }
-    fn chain(self, group: usize) -> Chain {
+    /// Parts in which the next weights are decoded, each where the instructions of a chain that used its registers are
+    /// done.
+    fn parts(self) -> usize {
+        self.steps().min(4)
+    }
+    /// The chain of a group; `parts` of it are awaited one after another.
+    fn chain(self, group: usize, parts: usize) -> Chain {
         Chain {
+            parts,
             steps: self.steps(),
             tokens: self.plan.chunk as usize,
             panel: 128 * self.plan.tokens as usize,
@@ -196,9 +203,15 @@ fn launch_product<F: Float + CubeElement, Y: Float + CubeElement>(
     let items = n.div_ceil(plan.rows()) * m.div_ceil(plan.tokens as usize);
     let room = launch::limits(client).processors;
     let cubes = room.div_ceil(plan.split as usize).min(items) as u32;
-    let x_row = k.div_ceil(8);
+    // Words of two elements.
+    let row = k.next_multiple_of(8) / 2;
+    let box_of_x = TiledArgs { tile_size: [plan.tokens as usize, ring::PANEL].into() };
+    // SAFETY: x, or its copy, has rows of whole vectors.
+    let x = unsafe { TensorArg::from_raw_parts(x.clone(), [row, 1].into(), [m, row].into()) };
+    let x = TensorMapArg::new(box_of_x, x, u32::elem_type_native())
+        .with_swizzle(TensorMapSwizzle::B128);
     let bias = operands.bias.clone().unwrap_or_else(|| operands.pairs.clone());
-    // SAFETY: the operands were measured against the problem, and the kernel reads x below (m, x_row), words and
+    // SAFETY: the operands were measured against the problem, and the kernel reads x by the map of [m, row], words and
     // scales below their tiles (a tile that does not exist is replaced by the last one), and writes y below (m, n).
     unsafe {
         warpgroup_gemm::launch_unchecked::<F, Y>(
@@ -207,7 +220,7 @@ fn launch_product<F: Float + CubeElement, Y: Float + CubeElement>(
             CubeDim::new_1d(plan.units() as u32),
             4 * shape.steps(),
             plan.chunk as usize / 2,
-            BufferArg::from_raw_parts(x.clone(), m * x_row),
+            x,
             BufferArg::from_raw_parts(
                 operands.words.clone(),
                 PackedWeight::words_len(n, k, problem.format),
@@ -222,7 +235,6 @@ fn launch_product<F: Float + CubeElement, Y: Float + CubeElement>(
             m as u32,
             n as u32,
             k as u32,
-            x_row as u32,
             shape,
         );
     }

@@ -2,21 +2,23 @@
 
 use super::{
     Shape,
-    chain::{finish, issue},
-    ring::{self, Ahead, Source, advance, bring, init_barriers, release, wait_full},
+    chain::{await_part, finish, issue},
+    ring::{
+        self, Ahead, Source, Tokens, advance, barriers_at, bring, init_barriers, release, wait_full,
+    },
     store::store,
-    weight::{Place, Walk, decode, load_scales, load_words, next, place_of},
+    weight::{Place, Walk, decode, decode_steps, load_scales, load_words, next, place_of},
 };
 use crate::{
     kernel::ptx::{U4, after_barrier, shared_address},
     pack,
 };
-use cubecl::prelude::*;
+use cubecl::prelude::{barrier::Barrier, *};
 
-/// `y[m, n]`, or with a split the share of cube y at `y[share, m, n]`. `x` has rows of `x_row` vectors of 16 bytes.
+/// `y[m, n]`, or with a split the share of cube y at `y[share, m, n]`.
 #[cube(launch_unchecked)]
 pub(super) fn warpgroup_gemm<F: Float, Y: Float, A: Size, D: Size>(
-    x: &[U4],
+    x: &Tokens,
     words: &[u32],
     scales: &[Vector<F, Const<2>>],
     pairs: &[u32],
@@ -25,7 +27,6 @@ pub(super) fn warpgroup_gemm<F: Float, Y: Float, A: Size, D: Size>(
     m: u32,
     n: u32,
     k: u32,
-    x_row: u32,
     #[comptime] shape: Shape,
 ) {
     let plan = comptime!(shape.plan);
@@ -42,29 +43,22 @@ pub(super) fn warpgroup_gemm<F: Float, Y: Float, A: Size, D: Size>(
     let items = n.div_ceil(rows) * token_tiles;
     let cubes = CUBE_COUNT_X as usize;
 
-    // One array, since only addresses of its parts are used: stages, table, barriers.
+    // One array, since mostly addresses of its parts are used: stages, table, barriers of planes.
     let mut shared =
         Shared::<[U4]>::new_aligned_slice(comptime!(shape.shared_vectors()), 1024usize);
     // SAFETY: the address of shared memory that lives as long as the kernel.
     let start = shared_address::<U4>(unsafe { shared.as_ptr_unchecked() });
     let table = comptime!(shape.stages_bytes());
-    let barriers = start + comptime!((shape.stages_bytes() + shape.table_bytes()) as u32);
+    let full = Shared::<[Barrier]>::new_slice(comptime!(plan.stages as usize));
+    let empty = start + comptime!((shape.stages_bytes() + shape.table_bytes()) as u32);
+    let barriers = barriers_at(&full, empty);
     if UNIT_POS == 0 {
-        init_barriers(barriers, shape);
+        init_barriers(&barriers, shape);
     }
     sync_cube();
 
     let item = CUBE_POS_X as usize;
-    let source = Source {
-        stages: start,
-        barriers,
-        m,
-        row: x_row as usize,
-        items,
-        token_tiles,
-        k_first,
-        k_end,
-    };
+    let source = Source { items, token_tiles, k_first, k_end };
     let mut ahead = Ahead { place: ring::Place::start(), item, kb: k_first };
     let walk = Walk {
         items,
@@ -83,13 +77,13 @@ pub(super) fn warpgroup_gemm<F: Float, Y: Float, A: Size, D: Size>(
     let mut load = Load { walk, first, rest };
     #[unroll]
     for i in 0..comptime!(shape.row_tiles()) {
-        load_words(words, &mut now, &load.rest, &load.walk, i, shape);
-        load_scales::<F>(scales, &mut scale, &load.rest, &load.walk, i, shape);
+        load_words(words, &mut now, &load.rest, lane, i, shape);
+        load_scales::<F>(scales, &mut scale, &load.rest, i, shape);
     }
     next(&mut load.first, &load.walk, shape);
     next(&mut load.rest, &load.walk, shape);
     for _stage in 0..comptime!(plan.stages - 2) {
-        bring(x, &source, &mut ahead, shape);
+        bring(x, &mut shared, &full, &barriers, &source, &mut ahead, shape);
     }
     fill_table(pairs, &mut shared, comptime!(table / 16), shape);
     sync_cube();
@@ -102,7 +96,7 @@ pub(super) fn warpgroup_gemm<F: Float, Y: Float, A: Size, D: Size>(
     let mut weights = Array::<Vector<u32, A>>::new(1usize);
     weights[0] = decode::<A>(&now, lane_table, comptime!((0, 0)), shape);
     if comptime!(shape.groups() == 1) {
-        load_words(words, &mut now, &load.first, &load.walk, 0usize, shape);
+        load_words(words, &mut now, &load.first, lane, 0usize, shape);
         next(&mut load.first, &load.walk, shape);
     }
     while item < items {
@@ -115,48 +109,61 @@ pub(super) fn warpgroup_gemm<F: Float, Y: Float, A: Size, D: Size>(
             let stage = start + at.slot * comptime!(2 * plan.tokens * 128);
             // Start address in units of 16 bytes; the distance along k within a swizzled row means nothing.
             let descriptor = ((stage & 0x3_ffffu32) >> 4u32) | (1u32 << 16u32);
-            wait_full(barriers, &at);
+            wait_full(&barriers, &at);
             #[unroll]
             for unit in 0..comptime!(shape.row_tiles() * shape.groups()) {
                 let (i, group) = comptime!((unit / shape.groups(), unit % shape.groups()));
                 let own = comptime!(i * shape.chunks());
                 let unit_after = comptime!(shape.after(unit));
-                let chain = comptime!(shape.chain(group));
                 let pair = Vector::<F, Const<2>>::reinterpret(scale[unit]);
                 let low = f32::cast_from(pair.extract(0usize));
                 let high = f32::cast_from(pair.extract(1usize));
                 #[unroll]
                 for c in 0..comptime!(shape.chunks()) {
+                    let decodes = comptime!(c + 1 == shape.chunks());
+                    let parts =
+                        comptime!(if decodes && !shape.ahead() { shape.parts() } else { 1 });
+                    let chain = comptime!(shape.chain(group, parts));
                     let products = issue::<A, D>(
                         weights[0],
                         descriptor + comptime!(c as u32 * plan.chunk * 8),
                         chain,
                     );
                     // What follows is done while the matrix unit works.
-                    if comptime!(unit == 0 && c == 0 && shape.roomy()) {
-                        bring(x, &source, &mut ahead, shape);
+                    if comptime!(unit == 0 && c == 0) {
+                        bring(x, &mut shared, &full, &barriers, &source, &mut ahead, shape);
                     }
-                    let decodes = comptime!(c + 1 == shape.chunks());
+                    let mut after = Vector::<u32, A>::new(0u32);
                     if comptime!(decodes && shape.ahead()) {
-                        weights[0] = decode::<A>(&now, lane_table, unit_after, shape);
+                        after = decode::<A>(&now, lane_table, unit_after, shape);
                         reload(words, &mut now, &mut load, unit, shape);
+                    }
+                    let steps = comptime!(shape.steps() / shape.parts());
+                    #[unroll]
+                    for part in 0..comptime!(parts - 1) {
+                        await_part(part, chain);
+                        let range = comptime!((part * steps, (part + 1) * steps));
+                        after =
+                            decode_steps::<A>(&now, after, lane_table, unit_after, range, shape);
                     }
                     let at = comptime!(own + c);
                     sums[at] = finish::<D>(products, sums[at], low, high, chain);
                     if comptime!(decodes && !shape.ahead()) {
-                        weights[0] = decode::<A>(&now, lane_table, unit_after, shape);
+                        let range = comptime!((shape.steps() - steps, shape.steps()));
+                        after =
+                            decode_steps::<A>(&now, after, lane_table, unit_after, range, shape);
                         reload(words, &mut now, &mut load, unit, shape);
+                    }
+                    if comptime!(decodes) {
+                        weights[0] = after;
                     }
                 }
                 if comptime!(group + 1 == shape.groups()) {
-                    load_scales::<F>(scales, &mut scale, &load.rest, &load.walk, i, shape);
+                    load_scales::<F>(scales, &mut scale, &load.rest, i, shape);
                 }
             }
             next(&mut load.rest, &load.walk, shape);
-            if comptime!(!shape.roomy()) {
-                bring(x, &source, &mut ahead, shape);
-            }
-            release(barriers, &at, shape);
+            release(&barriers, &at);
             advance(&mut at, shape);
         }
         let row_first = item / token_tiles * rows + load.walk.own * 16;
@@ -201,10 +208,10 @@ fn reload(
     let (i, group) = comptime!(shape.after(unit));
     if comptime!(group + 1 == shape.groups()) {
         if comptime!(i == 0) {
-            load_words(words, now, &load.first, &load.walk, i, shape);
+            load_words(words, now, &load.first, load.walk.lane, i, shape);
             next(&mut load.first, &load.walk, shape);
         } else {
-            load_words(words, now, &load.rest, &load.walk, i, shape);
+            load_words(words, now, &load.rest, load.walk.lane, i, shape);
         }
     }
 }

@@ -2,15 +2,22 @@
 //!
 //! A stage holds a block of 128 of k of all tokens of the cube: two panels of 64, a token's 128 bytes after another's,
 //! in each of which the 16 bytes at place c lie at place `c ^ (token % 8)`: what the matrix unit calls a 128-byte
-//! swizzle. Two barriers a stage: *full* waits for the copies of all units, *empty* for the planes that read them.
+//! swizzle. Tensor copies write it so; tokens and columns that do not exist become 0. Two barriers a stage: *full*
+//! waits for the bytes, *empty* for the planes that read them.
 //!
-//! The warpgroups copy themselves: a plane more would cost the registers of a whole warpgroup, which their sums need.
-//! What is copied lies two stages less ahead than the ring is long, so that no warpgroup waits for another that is not
-//! two blocks behind.
+//! One unit of a warpgroup asks for the copies: a plane more would cost the registers of a whole warpgroup, which their
+//! sums need. What is copied lies two stages less ahead than the ring is long, so that its warpgroup does not wait for
+//! another that is not two blocks behind.
 
 use super::Shape;
-use crate::kernel::ptx::U4;
-use cubecl::prelude::*;
+use crate::kernel::ptx::{U4, shared_address};
+use cubecl::prelude::{barrier::Barrier, *};
+
+/// x as tensor copies see it: rows of words of two elements.
+pub(super) type Tokens = TensorMap<u32, Tiled>;
+
+/// Words of a row of a panel.
+pub(super) const PANEL: usize = 32;
 
 /// Where a unit is in the ring.
 #[derive(CubeType)]
@@ -36,22 +43,29 @@ pub(super) fn advance(place: &mut Place, #[comptime] shape: Shape) {
     }
 }
 
+/// The barriers of a ring, by their shared addresses.
+#[derive(CubeType)]
+pub(super) struct Barriers {
+    /// The first *full* barrier.
+    pub(super) full: u32,
+    /// The first *empty* barrier.
+    pub(super) empty: u32,
+}
+
 /// One unit's work, before a barrier of the cube.
 #[cube]
-pub(super) fn init_barriers(barriers: u32, #[comptime] shape: Shape) {
+pub(super) fn init_barriers(barriers: &Barriers, #[comptime] shape: Shape) {
     #[unroll]
     for slot in 0..comptime!(shape.plan.stages) {
-        let full = barriers + comptime!(slot * 8);
-        let empty = barriers + comptime!((shape.plan.stages + slot) * 8);
-        gpu_asm!(
-            "mbarrier.init.shared::cta.b64 [{b}], {n};",
-            b = in(_) full, n = const shape.plan.units(),
-        );
+        let full = barriers.full + comptime!(slot * 8);
+        let empty = barriers.empty + comptime!(slot * 8);
+        gpu_asm!("mbarrier.init.shared::cta.b64 [{b}], 1;", b = in(_) full);
         gpu_asm!(
             "mbarrier.init.shared::cta.b64 [{b}], {n};",
             b = in(_) empty, n = const shape.plan.units() / 32,
         );
     }
+    gpu_asm!("fence.mbarrier_init.release.cluster; fence.proxy.async.shared::cta;");
 }
 
 /// Waits until the phase of `parity` of a barrier is over.
@@ -63,17 +77,16 @@ fn wait(barrier: u32, parity: u32) {
     );
 }
 
-/// Until the stage of `place` is there; the matrix unit reads by another way than the copies wrote.
+/// Until the stage of `place` is there.
 #[cube]
-pub(super) fn wait_full(barriers: u32, place: &Place) {
-    wait(barriers + place.slot * 8u32, place.parity);
-    gpu_asm!("fence.proxy.async.shared::cta;");
+pub(super) fn wait_full(barriers: &Barriers, place: &Place) {
+    wait(barriers.full + place.slot * 8u32, place.parity);
 }
 
 /// A plane has read the stage of `place`.
 #[cube]
-pub(super) fn release(barriers: u32, place: &Place, #[comptime] shape: Shape) {
-    let empty = barriers + (place.slot + comptime!(shape.plan.stages)) * 8u32;
+pub(super) fn release(barriers: &Barriers, place: &Place) {
+    let empty = barriers.empty + place.slot * 8u32;
     if UNIT_POS & 31u32 == 0u32 {
         gpu_asm!("mbarrier.arrive.shared::cta.b64 _, [{b}];", b = in(_) empty);
     }
@@ -90,50 +103,45 @@ pub(super) struct Ahead {
 /// What a cube brings in all.
 #[derive(CubeType)]
 pub(super) struct Source {
-    pub(super) stages: u32,
-    pub(super) barriers: u32,
-    pub(super) m: usize,
-    /// Vectors of 16 bytes of a row of x.
-    pub(super) row: usize,
     pub(super) items: usize,
     pub(super) token_tiles: usize,
     pub(super) k_first: usize,
     pub(super) k_end: usize,
 }
 
-/// Copies one stage, if there is one more, and goes on to the next. Tokens and columns that do not exist become 0.
+/// Asks for one stage, if there is one more, and goes on to the next.
 #[cube]
-pub(super) fn bring(x: &[U4], source: &Source, ahead: &mut Ahead, #[comptime] shape: Shape) {
-    if ahead.item < source.items && ahead.kb < source.k_end {
-        let tokens = comptime!(shape.plan.tokens as usize);
-        // Sixteen units take a row; a multiple of eight rows goes at once, so that the swizzle of a unit is one.
-        let rows = comptime!(shape.plan.units() / 16);
-        let (vector, row) = ((UNIT_POS % 16) as usize, (UNIT_POS / 16) as usize);
-        let barrier = source.barriers + ahead.place.slot * 8u32;
-        wait(barrier + comptime!(shape.plan.stages * 8), ahead.place.parity ^ 1u32);
-        let column = ahead.kb * 16 + vector;
-        let token = ahead.item % source.token_tiles * tokens + row;
-        let stage = source.stages + ahead.place.slot * comptime!(2 * shape.plan.tokens * 128);
-        let own =
-            vector / 8 * comptime!(tokens * 128) + row * 128 + ((vector % 8) ^ (row % 8)) * 16;
-        let to = stage + own as u32;
-        #[unroll]
-        for round in 0..comptime!(tokens.div_ceil(rows)) {
-            let token = token + comptime!(round * rows);
-            let there = token < source.m && column < source.row;
-            let at = select(there, token * source.row + column, 0usize);
-            let bytes = select(there, 16u32, 0u32);
-            // SAFETY: the first vector, or one of a row below m: the buffer was measured.
-            let from = unsafe { x[at..].as_ptr_unchecked() };
-            let to = to + comptime!((round * rows * 128) as u32);
-            if comptime!((round + 1) * rows <= tokens) || row + comptime!(round * rows) < tokens {
-                gpu_asm!(
-                    "cp.async.cg.shared::cta.global [{t}], [{f}], 16, {n};",
-                    t = in(_) to, f = in(_) from, n = in(_) bytes,
-                );
-            }
-        }
-        gpu_asm!("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [{b}];", b = in(_) barrier);
+pub(super) fn bring(
+    x: &Tokens,
+    shared: &mut Shared<[U4]>,
+    full: &Shared<[Barrier]>,
+    barriers: &Barriers,
+    source: &Source,
+    ahead: &mut Ahead,
+    #[comptime] shape: Shape,
+) {
+    let tokens = comptime!(shape.plan.tokens as usize);
+    if UNIT_POS == 0u32 && ahead.item < source.items && ahead.kb < source.k_end {
+        let slot = ahead.place.slot;
+        wait(barriers.empty + slot * 8u32, ahead.place.parity ^ 1u32);
+        gpu_asm!(
+            "mbarrier.arrive.expect_tx.shared::cta.b64 _, [{b}], {n};",
+            b = in(_) barriers.full + slot * 8u32, n = const tokens * 256,
+        );
+        let token = (ahead.item % source.token_tiles * tokens) as i32;
+        let column = (ahead.kb * comptime!(2 * PANEL)) as i32;
+        // 128 bytes of a token are eight vectors.
+        let panel = comptime!(tokens * 8);
+        let stage = slot as usize * comptime!(2 * panel);
+        let barrier = &full[slot as usize];
+        barrier.tma_load_2d(x, &mut shared[stage..stage + panel], token, column);
+        let other = stage + panel;
+        barrier.tma_load_2d(
+            x,
+            &mut shared[other..other + panel],
+            token,
+            column + comptime!(PANEL as i32),
+        );
         advance(&mut ahead.place, shape);
         ahead.kb += 1;
         if ahead.kb == source.k_end {
@@ -141,4 +149,12 @@ pub(super) fn bring(x: &[U4], source: &Source, ahead: &mut Ahead, #[comptime] sh
             ahead.item += CUBE_COUNT_X as usize;
         }
     }
+}
+
+/// The addresses of the barriers: those of `full`, and those that begin at `empty` in the memory at `start`.
+#[cube]
+pub(super) fn barriers_at(full: &Shared<[Barrier]>, empty: u32) -> Barriers {
+    // SAFETY: the address of shared memory that lives as long as the kernel.
+    let full = shared_address::<Barrier>(unsafe { full.as_ptr_unchecked() });
+    Barriers { full, empty }
 }

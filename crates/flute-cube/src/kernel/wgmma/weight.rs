@@ -21,60 +21,93 @@ pub(super) struct Walk {
     pub(super) lane: usize,
 }
 
-/// The block of k, and the first of the tiles of 16 rows, that a plane loads next: one of each 64 rows.
+/// The block of k that a plane loads next, and where its words and scales lie in each of its row tiles.
 #[derive(CubeType)]
 pub(super) struct Place {
-    pub(super) item: usize,
-    pub(super) tile: usize,
-    pub(super) kb: usize,
+    item: usize,
+    kb: usize,
+    /// This lane's first word of the block.
+    words: Array<usize>,
+    /// This lane's scales of the block's first group; where groups are longer than blocks, of the row's first group.
+    scales: Array<usize>,
 }
 
 #[cube]
 pub(super) fn place_of(item: usize, walk: &Walk, #[comptime] shape: Shape) -> Place {
-    let rows = min(item, walk.items - 1) / walk.token_tiles;
-    Place { item, tile: rows * comptime!(shape.plan.rows() / 16) + walk.own, kb: walk.k_first }
+    let words = Array::<usize>::new(comptime!(shape.row_tiles()));
+    let scales = Array::<usize>::new(comptime!(shape.row_tiles()));
+    let mut place = Place { item, kb: walk.k_first, words, scales };
+    seek(&mut place, walk, shape);
+    place
+}
+
+/// To the first block of k of the item; what does not exist is replaced by what does.
+#[cube]
+fn seek(place: &mut Place, walk: &Walk, #[comptime] shape: Shape) {
+    let rows = min(place.item, walk.items - 1) / walk.token_tiles;
+    let first = rows * comptime!(shape.plan.rows() / 16) + walk.own;
+    place.kb = walk.k_first;
+    let kb = min(place.kb, walk.k_blocks - 1);
+    #[unroll]
+    for i in 0..comptime!(shape.row_tiles()) {
+        let tile = min(first + comptime!(4 * i), walk.tiles - 1);
+        place.words[i] =
+            (tile * walk.k_blocks + kb) * comptime!(32 * shape.words()) + walk.lane * 4;
+        let group = if comptime!(shape.group == 0) {
+            tile
+        } else if comptime!(shape.long_groups()) {
+            tile * walk.k_blocks.div_ceil(comptime!(shape.group as usize / pack::BLOCK_K))
+        } else {
+            (tile * walk.k_blocks + kb) * comptime!(shape.groups())
+        };
+        place.scales[i] = group * 8 + walk.lane / 4;
+    }
 }
 
 /// To the next block of k; after the last of an item, to the next item.
 #[cube]
 pub(super) fn next(place: &mut Place, walk: &Walk, #[comptime] shape: Shape) {
     place.kb += 1;
+    #[unroll]
+    for i in 0..comptime!(shape.row_tiles()) {
+        place.words[i] += comptime!(32 * shape.words());
+        if comptime!(shape.group != 0 && !shape.long_groups()) {
+            place.scales[i] += comptime!(8 * shape.groups());
+        }
+    }
     if place.kb >= walk.k_end {
         place.item += CUBE_COUNT_X as usize;
-        let rows = min(place.item, walk.items - 1) / walk.token_tiles;
-        place.tile = rows * comptime!(shape.plan.rows() / 16) + walk.own;
-        place.kb = walk.k_first;
+        seek(place, walk, shape);
     }
 }
 
-/// A lane's words of row tile `i`; what does not exist is replaced by what does.
+/// A lane's words of row tile `i`.
 #[cube]
 pub(super) fn load_words(
     words: &[u32],
     into: &mut Array<u32>,
     place: &Place,
-    walk: &Walk,
+    lane: usize,
     #[comptime] i: usize,
     #[comptime] shape: Shape,
 ) {
-    let tile = min(place.tile + comptime!(4 * i), walk.tiles - 1);
-    let block =
-        (tile * walk.k_blocks + min(place.kb, walk.k_blocks - 1)) * comptime!(32 * shape.words());
+    let at = place.words[i];
     let own = comptime!(i * shape.words());
-    let head = load_stream_x4(words, block + walk.lane * 4);
+    let head = load_stream_x4(words, at);
     #[unroll]
     for w in 0..4usize {
         into[own + w] = head.extract(w);
     }
     if comptime!(shape.bits == 4) {
-        let tail = load_stream_x4(words, block + 128 + walk.lane * 4);
+        let tail = load_stream_x4(words, at + 128);
         #[unroll]
         for w in 0..4usize {
             into[own + 4 + w] = tail.extract(w);
         }
     }
     if comptime!(shape.bits == 3) {
-        let tail = load_stream_x2(words, block + 128 + walk.lane * 2);
+        // Two words a lane, where those before were four.
+        let tail = load_stream_x2(words, at + 128 - lane * 2);
         into[own + 4] = tail.extract(0usize);
         into[own + 5] = tail.extract(1usize);
     }
@@ -86,24 +119,17 @@ pub(super) fn load_scales<F: Float>(
     scales: &[Vector<F, Const<2>>],
     into: &mut Array<u32>,
     place: &Place,
-    walk: &Walk,
     #[comptime] i: usize,
     #[comptime] shape: Shape,
 ) {
-    let tile = min(place.tile + comptime!(4 * i), walk.tiles - 1);
-    let kb = min(place.kb, walk.k_blocks - 1);
-    let first = if comptime!(shape.group == 0) {
-        tile
-    } else if comptime!(shape.group as usize <= pack::BLOCK_K) {
-        (tile * walk.k_blocks + kb) * comptime!(shape.groups())
-    } else {
-        let blocks = comptime!((shape.group as usize).div_ceil(pack::BLOCK_K));
-        tile * walk.k_blocks.div_ceil(blocks) + kb / blocks
-    };
     #[unroll]
     for group in 0..comptime!(shape.groups()) {
-        into[comptime!(i * shape.groups() + group)] =
-            load_pair::<F>(scales, (first + group) * 8 + walk.lane / 4);
+        let at = if comptime!(shape.long_groups()) {
+            place.scales[i] + place.kb / comptime!(shape.group as usize / pack::BLOCK_K) * 8
+        } else {
+            place.scales[i] + comptime!(8 * group)
+        };
+        into[comptime!(i * shape.groups() + group)] = load_pair::<F>(scales, at);
     }
 }
 
@@ -115,11 +141,25 @@ pub(super) fn decode<A: Size>(
     #[comptime] unit: (usize, usize),
     #[comptime] shape: Shape,
 ) -> Vector<u32, A> {
+    let all = comptime!((0, shape.steps()));
+    decode_steps::<A>(words, Vector::<u32, A>::new(0u32), table, unit, all, shape)
+}
+
+/// [`decode`] of the steps from the first to before the second of `range`, into what of the others is in `weights`.
+#[cube]
+pub(super) fn decode_steps<A: Size>(
+    words: &Array<u32>,
+    weights: Vector<u32, A>,
+    table: u32,
+    #[comptime] unit: (usize, usize),
+    #[comptime] range: (usize, usize),
+    #[comptime] shape: Shape,
+) -> Vector<u32, A> {
     let (i, group) = comptime!(unit);
     let own = comptime!(i * shape.words());
-    let mut a = Vector::<u32, A>::new(0u32);
+    let mut a = weights;
     #[unroll]
-    for step in 0..comptime!(shape.steps()) {
+    for step in comptime!(range.0)..comptime!(range.1) {
         let f = comptime!(group * shape.steps() + step);
         if comptime!(shape.bits == 2) {
             #[unroll]
