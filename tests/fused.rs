@@ -265,7 +265,8 @@ fn heads_that_no_kernel_takes_are_attended_all_the_same() -> Result<()> {
         let expected = run(&(Device::flex(), DType::F32)).try_into_vec_as::<f32>()?;
         let expected: Vec<f64> = wide(&expected).collect();
         for on in devices() {
-            ensure_near("a wide head", run(&on), &expected)?;
+            // Its products are Burn's own, and on tensor cores those of f32 round to 11 bits.
+            ensure_within("a wide head", run(&on), &expected, 1e-3)?;
         }
     }
     Ok(())

@@ -21,7 +21,9 @@ pub(crate) fn draw(title: &str, lines: &[Line<'_>]) -> Result<String> {
     let low = all().map(|p| p.1).fold(f64::INFINITY, f64::min);
     let high = all().map(|p| p.1).fold(0.0, f64::max);
     let powers = (0..24).map(|i| f64::from(1 << i)).filter(|p| *p <= most).collect::<Vec<_>>();
+    let (bottom, top) = (low / 1.2, high * 1.2);
     let decades = (-1..7).flat_map(|d| [1.0, 2.0, 5.0].map(|step| step * 10f64.powi(d)));
+    let decades = decades.filter(|us| (bottom..=top).contains(us));
 
     let mut svg = String::new();
     let area = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
@@ -34,7 +36,7 @@ pub(crate) fn draw(title: &str, lines: &[Line<'_>]) -> Result<String> {
         .y_label_area_size(60)
         .build_cartesian_2d(
             (1.0..most).log_scale().with_key_points(powers),
-            (low / 1.2..high * 1.2).log_scale().with_key_points(decades.collect()),
+            (bottom..top).log_scale().with_key_points(decades.collect()),
         )
         .map_err(failed)?;
     chart
@@ -53,14 +55,14 @@ pub(crate) fn draw(title: &str, lines: &[Line<'_>]) -> Result<String> {
         .map_err(failed)?;
     // Okabe and Ito's colours, which those who see few colours tell apart.
     let colours = [
-        RGBColor(0, 114, 178),
-        RGBColor(86, 180, 233),
+        RGBColor(150, 150, 150),
         RGBColor(213, 94, 0),
         RGBColor(0, 158, 115),
-        RGBColor(150, 150, 150),
+        RGBColor(86, 180, 233),
+        RGBColor(0, 114, 178),
     ];
-    let drawn = lines.iter().filter(|line| !line.points.is_empty());
-    for (line, colour) in drawn.zip(colours.into_iter().cycle()) {
+    let coloured = lines.iter().zip(colours.into_iter().cycle());
+    for (line, colour) in coloured.filter(|(line, _)| !line.points.is_empty()) {
         let style = colour.stroke_width(2);
         chart
             .draw_series(LineSeries::new(line.points.iter().copied(), style))

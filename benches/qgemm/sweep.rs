@@ -128,19 +128,24 @@ fn shape(
         let selected = Plan::select(&problem(m), limits)?;
         let own = time(&selected).unwrap_or(f64::NAN);
         let mut best = (selected, own);
-        let whole = Plan::Dense(DensePlan { rows: n.next_multiple_of(16) as u32 });
-        let mut decoded = None;
-        for plan in Plan::candidates(&problem(m), limits)? {
-            if plan != selected
-                && !matches!(plan, Plan::Portable(_))
-                && let Some(seconds) = time(&plan)
-                && (seconds < best.1 || best.1.is_nan())
-            {
+        let whole = Plan::Dense(DensePlan { parts: 1 });
+        let mut decoded = (selected == whole).then_some(own);
+        let mut others = Plan::candidates(&problem(m), limits)?;
+        // The portable plans of a device with others are for types that those do not serve.
+        others
+            .retain(|plan| *plan != selected && !(limits.mma && matches!(plan, Plan::Portable(_))));
+        let decodes = m >= DECODE_FROM && whole.validate(&problem(m), limits).is_ok();
+        if decodes && decoded.is_none() && !others.contains(&whole) {
+            others.push(whole);
+        }
+        for plan in others {
+            let Some(seconds) = time(&plan) else { continue };
+            if plan == whole {
+                decoded = Some(seconds);
+            }
+            if seconds < best.1 || best.1.is_nan() {
                 best = (plan, seconds);
             }
-        }
-        if m >= DECODE_FROM && whole.validate(&problem(m), limits).is_ok() {
-            decoded = if selected == whole { Some(own) } else { time(&whole) };
         }
         let arithmetic = if rate > 0.0 { flops(m) / rate + measure::LAUNCH_SECONDS } else { 0.0 };
         let floor = measure::floor(&problem(m), target.rate).max(arithmetic);
@@ -171,11 +176,11 @@ fn lines(points: &[Point]) -> Vec<Line<'static>> {
         Line { name, points: points.iter().filter_map(value).collect() }
     };
     vec![
-        line("this project", &|p| Some(p.us)),
-        line("its best plan", &|p| Some(p.best_us)),
+        line("floor", &|p| Some(p.floor_us)),
         line("dense f16, cuBLAS", &|p| p.dense_us),
         line("decoded, then dense", &|p| p.decoded_us),
-        line("floor", &|p| Some(p.floor_us)),
+        line("the best plan of this project", &|p| Some(p.best_us)),
+        line("the plan that runs", &|p| Some(p.us)),
     ]
 }
 

@@ -144,7 +144,7 @@ fn a_text_is_the_same_with_and_without_a_graph_drawn_or_not() -> Result<()> {
 }
 
 #[test]
-fn a_decoding_that_goes_to_another_thread_goes_on_with_the_same_tokens() -> Result<()> {
+fn a_decoding_that_goes_to_another_thread_and_back_goes_on_with_the_same_tokens() -> Result<()> {
     let Some(device) = kernel_device()? else { return Ok(()) };
     let model = noise(device)?;
     let [plain, _] = both(&model, 2, 30)?;
@@ -152,15 +152,18 @@ fn a_decoding_that_goes_to_another_thread_goes_on_with_the_same_tokens() -> Resu
     let mut tokens: Vec<Vec<u32>> =
         (0..10).map(|_| Ok(moved.likeliest()?)).collect::<Result<_>>()?;
     ensure!(moved.is_graph());
-    let rest = std::thread::scope(|scope| {
-        let rest = scope.spawn(move || -> Result<Vec<Vec<u32>>> {
-            let rest = (0..20).map(|_| Ok(moved.likeliest()?)).collect::<Result<_>>()?;
-            ensure!(moved.is_graph(), "no step was recorded on the new thread");
-            Ok(rest)
+    let elsewhere = std::thread::scope(|scope| {
+        let elsewhere = scope.spawn(|| -> Result<Vec<Vec<u32>>> {
+            (0..10).map(|_| Ok(moved.likeliest()?)).collect()
         });
-        rest.join().unwrap_or_else(|_| Err(anyhow::anyhow!("the thread panicked")))
+        elsewhere.join().unwrap_or_else(|_| Err(anyhow::anyhow!("the thread panicked")))
     })?;
-    tokens.extend(rest);
+    ensure!(!moved.is_graph(), "the model was loaded on this thread");
+    tokens.extend(elsewhere);
+    for _ in 0..10 {
+        tokens.push(moved.likeliest()?);
+    }
+    ensure!(moved.is_graph(), "no step was recorded back home");
     ensure!(tokens == plain);
     Ok(())
 }

@@ -178,13 +178,11 @@ impl FluteLinear {
     }
 
     fn multiply<const D: usize>(&self, x: Tensor<D>, tensors: FluteTensors) -> Tensor<D> {
-        match self.rotation {
-            Some(rotation) => {
-                let x = rotation.prepare(x, self.signs.as_ref().map(Param::val));
-                op::qgemm_rotated(x, tensors, rotation.block)
-            }
-            None => op::qgemm(x, tensors),
-        }
+        let x = match self.rotation {
+            Some(rotation) => rotation.apply(x, self.signs.as_ref().map(Param::val)),
+            None => x,
+        };
+        op::qgemm(x, tensors)
     }
 
     /// The buffers that [`op::qgemm`] takes; cheap, since tensors share their data.

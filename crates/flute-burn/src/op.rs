@@ -15,9 +15,6 @@
 //! device, a kernel that the driver does not compile) panics with the whole error, as Burn's own operations do.
 
 mod backward;
-mod rotated;
-
-pub use rotated::{RotatedOps, qgemm_rotated};
 
 use burn::backend::{
     Backend, Dispatch, DispatchTensor, ExtensionType, Flex, backend_extension,
@@ -105,7 +102,7 @@ impl FluteOps for burn_cubecl::CubeBackend {
         weight: WeightPrimitive<Self>,
         shape: WeightShape,
     ) -> FloatTensor<Self> {
-        launch::qgemm(x, weight, shape, None)
+        launch::qgemm(x, weight, shape)
     }
 }
 
@@ -118,15 +115,6 @@ impl FluteOps for burn_cubecl::CubeBackend {
 /// # Panics
 /// If the last axis of `x` is not `weight.shape.k`, if the two live on different devices, or if the device fails.
 pub fn qgemm<const D: usize>(x: Tensor<D>, weight: FluteTensors) -> Tensor<D> {
-    in_its_type(x, weight, dispatch)
-}
-
-/// `launch` with x and scales in the type of the table, and its result in that of x.
-fn in_its_type<const D: usize>(
-    x: Tensor<D>,
-    weight: FluteTensors,
-    launch: impl FnOnce(DispatchTensor, FluteTensors) -> DispatchTensor,
-) -> Tensor<D> {
     let (found, k) = (x.dims()[D - 1], weight.shape.k);
     assert!(found == k, "the last axis of x has {found} elements and the weight needs k = {k}");
     let (outer, inner) = (x.dtype(), weight.pairs.dtype());
@@ -136,24 +124,20 @@ fn in_its_type<const D: usize>(
     } else {
         FluteTensors { scales: weight.scales.cast(inner), ..weight }
     };
-    let y = Tensor::from_dispatch(launch(x.into_dispatch(), weight));
+    let y = Tensor::from_dispatch(dispatch(x.into_dispatch(), weight));
     if outer == inner { y } else { y.cast(outer) }
 }
 
 /// Not generic over the rank, so that Burn's whole backend tree is compiled once.
 fn dispatch(x: DispatchTensor, weight: FluteTensors) -> DispatchTensor {
-    let shape = weight.shape;
-    Dispatch::flute_qgemm(x, primitive(weight), shape)
-}
-
-fn primitive(weight: FluteTensors) -> WeightPrimitive<Dispatch> {
-    let FluteTensors { words, scales, pairs, bias, .. } = weight;
+    let FluteTensors { words, scales, pairs, bias, shape } = weight;
     let bias = match bias {
         Some(bias) => BiasPrimitive::Some(bias.into_dispatch()),
         None => BiasPrimitive::None,
     };
     let (words, scales) = (words.into_dispatch(), scales.into_dispatch());
-    WeightPrimitive { words, scales, pairs: pairs.into_dispatch(), bias }
+    let weight = WeightPrimitive { words, scales, pairs: pairs.into_dispatch(), bias };
+    Dispatch::flute_qgemm(x, weight, shape)
 }
 
 fn output_shape(x: &Shape, weight: &WeightShape) -> Shape {
@@ -238,7 +222,6 @@ fn floats(data: TensorData) -> Vec<f32> {
 #[cfg(feature = "cube")]
 mod launch {
     use super::{BiasPrimitive, WeightPrimitive, WeightShape, output_shape};
-    use crate::hadamard::HadamardOps;
     use burn::{backend::ops::FloatTensorOps, tensor::Shape};
     use burn_cubecl::{
         CubeBackend,
@@ -248,7 +231,7 @@ mod launch {
         },
         tensor::CubeTensor,
     };
-    use flute_cube::{Operands, Plan, Problem, qgemm_with, rotating, tune};
+    use flute_cube::{Operands, Plan, Problem, tune};
 
     /// Rows of x from which on the weight is decoded once and multiplied by Burn's dense product, unless a warpgroup
     /// kernel multiplies or `flute_cube` has the vendor's dense product.
@@ -258,14 +241,13 @@ mod launch {
     /// model's prompt went through decoding and the untuned product at 48 TFLOP/s.
     const DENSE_FROM: usize = 129;
 
-    /// The product of x, of which blocks of `rotated` elements are rotated first if it says so.
     pub(super) fn qgemm(
         x: CubeTensor,
         weight: WeightPrimitive<CubeBackend>,
         shape: WeightShape,
-        rotated: Option<usize>,
     ) -> CubeTensor {
         let WeightShape { n, k, format } = shape;
+        let x = into_contiguous(x);
         let out = output_shape(x.meta.shape(), &shape);
         let m = out.num_elements() / n;
         let (client, device, dtype) = (x.client.clone(), x.device.clone(), x.dtype);
@@ -275,33 +257,22 @@ mod launch {
             BiasPrimitive::None => None,
             BiasPrimitive::Some(bias) => Some(into_contiguous(bias)),
         };
-        let refused = |error| panic!("qgemm of [{m}, {k}] by [{n}, {k}] {format}: {error}");
-        let problem = match crate::device::kernel_dtype(dtype) {
-            Ok(dtype) => Problem { m, n, k, format, dtype, bias: bias.is_some() },
-            Err(error) => refused(error),
-        };
-        let rotating = rotated.and_then(|block| rotating(&client, &problem, block).ok().flatten());
-        let x = match rotated {
-            Some(block) if rotating.is_none() => CubeBackend::flute_hadamard(x, block),
-            _ => x,
-        };
         let operands = Operands {
-            x: into_contiguous(x).handle,
+            x: x.handle,
             words: into_contiguous(weight.words).handle,
             scales: into_contiguous(weight.scales).handle,
             pairs: into_contiguous(weight.pairs).handle,
             bias: bias.as_ref().map(|bias| bias.handle.clone()),
             y: y.clone(),
         };
+        let refused = |error| panic!("qgemm of [{m}, {k}] by [{n}, {k}] {format}: {error}");
+        let problem = match crate::device::kernel_dtype(dtype) {
+            Ok(dtype) => Problem { m, n, k, format, dtype, bias: bias.is_some() },
+            Err(error) => refused(error),
+        };
         let tensor = |shape: Shape, handle| {
             CubeTensor::new_contiguous(client.clone(), device.clone(), shape, handle, dtype)
         };
-        if let Some(plan) = rotating {
-            if let Err(error) = qgemm_with(&client, &problem, &plan, operands) {
-                refused(error.into());
-            }
-            return tensor(out, y);
-        }
         let plan = tune::plan(&client, &problem);
         let served = m < DENSE_FROM || matches!(plan, Ok(Plan::Wgmma(_) | Plan::Dense(_)));
         if served {

@@ -2,8 +2,8 @@
 //!
 //! `cargo bench --bench plans -- --shape 4096x4096 --m 1,16 --bits 4,3,2 --group 128 --top 5`. Timings are graph
 //! replays over copies of the weights that together exceed any cache. Several of these programs with the same `--lock
-//! FILE` compile at the same time and take turns with the device. With `--attend` attention of prompts is timed instead, with `--rotate` a rotation of x before the
-//! product.
+//! FILE` compile at the same time and take turns with the device. With `--attend` attention is timed instead, with
+//! `--rotate` a rotation of x before the product.
 
 #[path = "plans/attend.rs"]
 mod attend;
@@ -27,6 +27,7 @@ struct Options {
     grid: bool,
     lock: Option<String>,
     attend: Vec<[usize; 3]>,
+    context: Vec<usize>,
     rotate: Vec<usize>,
 }
 
@@ -54,6 +55,7 @@ fn options() -> Options {
         grid: std::env::args().any(|a| a == "--grid"),
         lock: Some(value("--lock", "")).filter(|file| !file.is_empty()),
         attend: value("--attend", "").split(',').filter_map(heads).collect(),
+        context: list("--context", ""),
         rotate: list("--rotate", ""),
     }
 }
@@ -64,8 +66,13 @@ fn main() -> Result<()> {
     let limits = Limits::of(&client);
     if !options.attend.is_empty() {
         let all = options.attend.iter().flat_map(|h| options.m.iter().map(|m| (*h, *m)));
-        for (heads, tokens) in all {
-            attend::time(&client, heads, tokens, options.dtype)?;
+        for (heads, m) in all {
+            for context in &options.context {
+                attend::time_decoding(&client, heads, [m, *context], options.dtype)?;
+            }
+            if options.context.is_empty() {
+                attend::time(&client, heads, m, options.dtype)?;
+            }
         }
         return Ok(());
     }
@@ -163,7 +170,6 @@ fn grid(problem: &Problem, limits: &Limits) -> Vec<Plan> {
                         k_stage: 0,
                         held: 0,
                         ring,
-                        rotated: 0,
                         split,
                         cluster: split > 1,
                         resident,

@@ -60,7 +60,7 @@ pub(crate) fn launch(
     if let (true, Some(values)) = (bias, &operands.bias) {
         kernel::dense::spread(client, problem, values, &operands.y);
     }
-    let rows = plan.rows as usize;
+    let rows = plan.rows(problem);
     for first in (0..n).step_by(rows) {
         let part = Problem { n: rows.min(n - first), ..*problem };
         let w = client.empty(part.n * k * dtype.size());

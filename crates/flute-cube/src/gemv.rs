@@ -1,7 +1,6 @@
 //! Few rows times a dense weight, `y = x · Wᵀ`, at the speed of reading the weight: the head of a model that decodes.
 //!
-//! Libraries tile such a product for many rows of x, and read slowly then. Sums are f32, with one rounding at the end; a
-//! row of x gets the same bits whatever stands beside it. Refused are more rows than reading hides, which on a device
+//! Libraries tile such a product for many rows of x, and read slowly then. Sums are f32, with one rounding at the end. Refused are more rows than reading hides, which on a device
 //! with a matrix unit are more, sizes that 32 bits do not address, and types that the device does not have.
 
 use crate::{

@@ -16,15 +16,11 @@ pub struct Rotation {
 }
 
 impl Rotation {
-    /// `x` padded, and times `signs` (`[k]`, if the rotation is random): what is to be rotated.
+    /// `x` padded, times `signs` (`[k]`, if the rotation is random), and rotated as the weight is.
     ///
     /// # Panics
     /// If the last axis of `x` has another length than the layer takes.
-    pub(super) fn prepare<const D: usize>(
-        self,
-        x: Tensor<D>,
-        signs: Option<Tensor<1>>,
-    ) -> Tensor<D> {
+    pub(super) fn apply<const D: usize>(self, x: Tensor<D>, signs: Option<Tensor<1>>) -> Tensor<D> {
         let Self { block, in_features, .. } = self;
         let found = x.dims()[D - 1];
         assert!(
@@ -40,10 +36,11 @@ impl Rotation {
             let zeros = Tensor::zeros(shape, (&x.device(), x.dtype()));
             Tensor::cat(vec![x, zeros], D - 1)
         };
-        match signs {
+        let x = match signs {
             Some(signs) => signed(x, signs),
             None => x,
-        }
+        };
+        hadamard::hadamard(x, block)
     }
 }
 

@@ -11,6 +11,7 @@ use crate::checkpoint::ModelConfig;
 use crate::choose;
 use crate::error::{Error, Result};
 use crate::fused::{self, Slot};
+use burn::backend::StreamId;
 use burn::tensor::{DType, Device, Distribution, Int, Tensor};
 
 /// The state of a batch of sequences.
@@ -25,6 +26,8 @@ pub struct Cache {
     capacity: usize,
     /// Tokens seen by each sequence.
     lens: Vec<usize>,
+    /// That on which it was made.
+    pub(super) home: StreamId,
 }
 
 impl Cache {
@@ -56,6 +59,7 @@ impl Cache {
             nowhere: Tensor::zeros([1], (device, DType::I32)),
             capacity,
             lens: vec![0; batch],
+            home: StreamId::current(),
         })
     }
 

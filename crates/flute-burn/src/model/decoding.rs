@@ -9,7 +9,8 @@
 //! allocated.
 //!
 //! Recordings are CUDA's and HIP's graphs, and on wgpu CubeCL's own. Devices without either compute every step as it
-//! comes, and so does whoever asks for that; the tokens are the same.
+//! comes, and so does whoever asks for that, or decodes on another thread than the one that loaded the model and made the
+//! cache; the tokens are the same.
 
 use super::greedy::{Likeliest, floats, ids};
 use super::{Cache, Model};
@@ -153,6 +154,7 @@ impl<'m> Decoding<'m> {
         self.cache.admit(self.tokens.dims())?;
         self.follow_thread();
         let left = self.cache.capacity() - self.cache.len();
+        let records = left > WORTH && self.is_home();
         match &mut self.way {
             Way::Lost(reason) => {
                 let device = device::name(self.model.device());
@@ -188,7 +190,7 @@ impl<'m> Decoding<'m> {
                 }
                 read(&recording.chosen, &recording.logits)
             }
-            Way::Plain(steps) if *steps >= PLAIN && left > WORTH => self.record(read),
+            Way::Plain(steps) if *steps >= PLAIN && records => self.record(read),
             Way::Plain(steps) => {
                 *steps += 1;
                 self.plain(&read)
@@ -247,6 +249,12 @@ impl<'m> Decoding<'m> {
             Err(error) => Way::Lost(error.to_string()),
         };
         result
+    }
+
+    /// Whether model and cache were made on the caller's stream: what comes from another one is waited for and released
+    /// through events, which CUDA takes into no recording.
+    fn is_home(&self) -> bool {
+        [self.model.home, self.cache.home] == [StreamId::current(); 2]
     }
 
     /// Gives a recording up that was made on another stream than the caller's, once what it replays has ended.

@@ -35,6 +35,7 @@ pub use synthetic::SyntheticOptions;
 use crate::checkpoint::{GenerationConfig, ModelConfig, Reader};
 use crate::error::{Error, Result};
 use crate::linear::AnyLinear;
+use burn::backend::StreamId;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use decoder::Decoder;
 use load::Loader;
@@ -51,6 +52,8 @@ pub struct Model {
     network: Box<Decoder>,
     device: Device,
     dtype: DType,
+    /// That on which its weights were made.
+    home: StreamId,
 }
 
 /// What the linear layers of a model hold.
@@ -109,7 +112,7 @@ impl Model {
         let mut progress = |done| progress(done, total);
         let network = Box::new(Decoder::load(&loader, &config, &mut progress)?);
         let (device, dtype) = (options.device.clone(), loader.dtype());
-        Ok(Self { config, generation, network, device, dtype })
+        Ok(Self { config, generation, network, device, dtype, home: StreamId::current() })
     }
 
     /// A model of `config` whose weights are noise, made on its device: for measuring. Its tokens mean nothing.
@@ -122,7 +125,7 @@ impl Model {
         let network = Box::new(Decoder::load(&source, &config, &mut |_| {})?);
         let (device, dtype) = (options.device.clone(), source.dtype());
         let generation = GenerationConfig::default();
-        Ok(Self { config, generation, network, device, dtype })
+        Ok(Self { config, generation, network, device, dtype, home: StreamId::current() })
     }
 
     /// Ids to a tensor `[batch, ids / batch]` on the model's device.

@@ -1,7 +1,53 @@
-//! Attention of a prompt, timed alone: `--attend 32x8x128,64x8x128 --m 2048` for query heads, heads of keys, features.
+//! Attention, timed alone: `--attend 32x8x128,64x8x128 --m 2048` for query heads, heads of keys and features, and the
+//! tokens of a prompt; with `--context 1024` a token of each of `--m` sequences behind so many others.
 
 use cubecl::prelude::*;
-use flute_cube::{Attend, AttendBuffers, Dtype, Result, attend, measure};
+use flute_cube::{
+    Attend, AttendBuffers, Dtype, Result, attend,
+    measure::{self, COLD_BYTES},
+};
+
+/// Times attention of a new token of each of `batch` sequences behind `context` others, and prints a line.
+pub(crate) fn time_decoding(
+    client: &Client,
+    [query_heads, key_heads, dim]: [usize; 3],
+    [batch, context]: [usize; 2],
+    dtype: Dtype,
+) -> Result<()> {
+    let problem = Attend {
+        batch,
+        tokens: 1,
+        query_heads,
+        key_heads,
+        dim,
+        capacity: context + 64,
+        scale: (dim as f64).powf(-0.5),
+        cap: None,
+        window: None,
+        dtype,
+    };
+    let cache = batch * key_heads * problem.capacity * dim * dtype.size();
+    let heads = batch * query_heads * dim * dtype.size();
+    let start = client.create_from_slice(bytemuck::cast_slice(&vec![context as i32; batch]));
+    // What a cache holds does not change how long it takes to read, if it is read from memory.
+    let buffers = |_| AttendBuffers {
+        query: client.empty(heads),
+        keys: client.empty(cache),
+        values: client.empty(cache),
+        start: start.clone(),
+        y: client.empty(heads),
+    };
+    let all: Vec<_> = (0..COLD_BYTES.div_ceil(2 * cache)).map(buffers).collect();
+    let launch = |i: usize| attend(client, &problem, &all[i]);
+    let timing = measure::time(client, all.len(), &all[0].y, launch)?;
+    let read = 2 * batch * key_heads * (context + 1) * dim * dtype.size();
+    println!(
+        "attention, {query_heads} heads over {key_heads} of {dim}, {batch} tokens behind {context}, {dtype}: {:.1} µs, {:.2} TB/s",
+        timing.median * 1e6,
+        read as f64 / timing.median / 1e12
+    );
+    Ok(())
+}
 
 /// Times attention of `tokens` new tokens from the first position on, and prints a line.
 pub(crate) fn time(

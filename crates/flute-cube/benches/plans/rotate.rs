@@ -1,9 +1,9 @@
-//! What a rotation of x costs before a product: `--rotate 512` times the product alone, the rotation alone, the two in
-//! sequence, and the product that rotates x itself, in replays of a graph, for every shape, width and number of rows.
+//! What a rotation of x costs before a product: `--rotate 512` times the product alone, the rotation alone, and the two
+//! in sequence, in replays of a graph, for every shape, width and number of rows.
 
 use cubecl::{prelude::*, server::Handle};
 use flute_cube::{
-    Hadamard, Limits, MmaPlan, Operands, Plan, Problem, Result, hadamard,
+    Hadamard, Limits, Operands, Plan, Problem, Result, hadamard,
     measure::{self, Workload},
     qgemm_with,
 };
@@ -30,24 +30,10 @@ pub(crate) fn time(client: &Client, problem: &Problem, block: usize) -> Result<(
         rotate()?;
         multiply(i, &rotated)
     })?;
-    let own = match plan {
-        Plan::Mma(own) => Plan::Mma(MmaPlan { rotated: block as u32, ..own }),
-        other => other,
-    };
-    let one = || {
-        let launch = |i: usize| qgemm_with(client, problem, &own, workload.operands(i, &y));
-        measure::time(client, ROUND, &y, launch)
-    };
-    let one = match own {
-        Plan::Mma(_) => {
-            one().map_or_else(|e| e.to_string(), |t| format!("{:.2} µs", t.median * 1e6))
-        }
-        _ => "not served".into(),
-    };
     let [product, rotation, both] = [product, rotation, both].map(|timing| timing.median * 1e6);
     println!(
         "n={n} k={k} m={m} {format} {dtype}, blocks of {block}: product {product:.2} µs, rotation {rotation:.2} µs, \
-         in sequence {both:.2} µs, which is {:.2} more; in one kernel {one}",
+         in sequence {both:.2} µs, which is {:.2} more",
         both - product
     );
     Ok(())

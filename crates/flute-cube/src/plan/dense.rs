@@ -4,32 +4,37 @@ use crate::{Dtype, Error, Limits, Problem, Result, pack};
 use core::fmt;
 use serde::{Deserialize, Serialize};
 
-/// How a weight is decoded for a dense product: so many of its rows at a time, into memory that is given back at once.
+/// How a weight is decoded for a dense product: part by part, into memory that is given back at once.
 ///
 /// It serves f16 and bf16 and rounds each decoded weight once more than the other plans do, and it does not run inside
 /// a graph capture, where [`crate::qgemm`] takes another plan instead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct DensePlan {
-    /// Rows of W that are decoded at a time: a multiple of 16.
-    pub rows: u32,
+    /// Parts of about the same number of rows of W, of which one is decoded at a time.
+    pub parts: u32,
 }
 
 /// Bytes of decoded weight at a time.
 const WORKSPACE: usize = 1 << 30;
+/// Beyond which every part would be a small product.
+const MOST_PARTS: u32 = 64;
 
 impl DensePlan {
     /// Bytes of memory beside the operands.
     pub fn workspace(&self, problem: &Problem) -> usize {
-        (self.rows as usize).min(problem.n) * problem.k * problem.dtype.size()
+        self.rows(problem).min(problem.n) * problem.k * problem.dtype.size()
     }
 
-    /// As many rows as the workspace has room for, in equal parts.
+    /// Rows of a part, but for the last: whole tiles.
+    pub(crate) fn rows(&self, problem: &Problem) -> usize {
+        problem.n.div_ceil(self.parts as usize).next_multiple_of(pack::BLOCK_ROWS)
+    }
+
+    /// As few parts as the workspace has room for.
     fn of(problem: &Problem) -> Self {
-        let row = problem.k * problem.dtype.size();
-        let most = (WORKSPACE / row / pack::BLOCK_ROWS).max(1) * pack::BLOCK_ROWS;
-        let parts = problem.n.div_ceil(most);
-        let rows = problem.n.div_ceil(parts).next_multiple_of(pack::BLOCK_ROWS);
-        Self { rows: rows as u32 }
+        let fits = |plan: &Self| plan.workspace(problem) <= WORKSPACE;
+        let parts = (1..MOST_PARTS).map(|parts| Self { parts });
+        parts.into_iter().find(fits).unwrap_or(Self { parts: MOST_PARTS })
     }
 
     /// The only one, where it may win: below these rows every fused kernel has less to read than a dense product.
@@ -40,14 +45,14 @@ impl DensePlan {
         if serves { vec![plan] } else { vec![] }
     }
 
-    /// Microseconds on an H200: see `WgmmaPlan::cost`. The product is bound by its arithmetic or by reading the decoded
-    /// weight, and an event before and one after it cost as much as a few launches.
+    /// Microseconds on an H200, like `WgmmaPlan::cost`: decoding, a product that is bound by its arithmetic or by
+    /// reading the decoded weight, and two events. The host takes 65 for all of it.
     pub(super) fn cost(problem: &Problem) -> f64 {
         let Problem { m, n, k, format, .. } = *problem;
         let weights = (n * k) as f64;
-        let decode = weights * (f64::from(format.bits.get()) / 8.0 + 2.0) / 3.4e6;
-        let product = (2.0 * weights * m as f64 / 690e6).max(2.0 * weights / 4.2e6);
-        decode + product + 12.0
+        let decode = weights * (f64::from(format.bits.get()) / 8.0 + 2.0) / 3.9e6;
+        let product = (2.0 * weights * m as f64 / 720e6).max(2.0 * weights / 4.2e6);
+        (decode + product + 12.0).max(65.0)
     }
 
     pub(super) fn validate(&self, problem: &Problem, limits: &Limits) -> Result<()> {
@@ -65,8 +70,8 @@ impl DensePlan {
                     .to_string();
             return Err(Error::InvalidPlan { reason });
         }
-        if self.rows == 0 || !(self.rows as usize).is_multiple_of(pack::BLOCK_ROWS) {
-            let reason = format!("{self}: rows must be a multiple of {}", pack::BLOCK_ROWS);
+        if !(1..=MOST_PARTS).contains(&self.parts) {
+            let reason = format!("{self}: parts must lie in 1..={MOST_PARTS}");
             return Err(Error::InvalidPlan { reason });
         }
         Ok(())
@@ -75,6 +80,6 @@ impl DensePlan {
 
 impl fmt::Display for DensePlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "dense rows={}", self.rows)
+        write!(f, "dense parts={}", self.parts)
     }
 }

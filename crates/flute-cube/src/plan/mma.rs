@@ -27,10 +27,6 @@ pub struct MmaPlan {
     /// Steps of words and scales that have room in shared memory, all but one of them ahead of their use; 0 if a plane
     /// loads them into registers, one step ahead.
     pub ring: u32,
-    /// Elements of the blocks of x that a cube rotates where it staged them ([`crate::hadamard()`]): a power of two from 8
-    /// to 1024; 0 if x is multiplied as it is.
-    #[serde(default)]
-    pub rotated: u32,
     /// Cubes that share rows of W and split k.
     pub split: u32,
     /// Whether those cubes are a cluster and fold their sums through each other's shared memory; else through memory
@@ -193,18 +189,6 @@ impl MmaPlan {
             );
             return Err(Error::InvalidPlan { reason });
         }
-        let block = self.rotated as usize;
-        let rotates = block.is_power_of_two()
-            && (8..=1024).contains(&block)
-            && [problem.k, self.k_stage as usize].iter().all(|len| len.is_multiple_of(block))
-            && (self.k_stage * self.split) as usize >= problem.k;
-        if block > 0 && !rotates {
-            let reason = format!(
-                "{self}: what a cube rotates are blocks of a power of two in 8..=1024 that divide k = {} and k_stage, and all of its share of k is staged at once",
-                problem.k
-            );
-            return Err(Error::InvalidPlan { reason });
-        }
         let clusters = if limits.bulk { 8 } else { 0 };
         let cluster = if self.cluster { self.split as usize } else { 0 };
         for (what, needed, offered) in [
@@ -230,7 +214,6 @@ impl fmt::Display for MmaPlan {
             k_stage,
             held,
             ring,
-            rotated,
             split,
             cluster,
             resident,
@@ -239,8 +222,7 @@ impl fmt::Display for MmaPlan {
         write!(
             f,
             "mma planes={planes_n}x{planes_k} row_tiles={row_tiles} tokens={tokens} k_stage={k_stage} held={held} ring={ring} split={split} cluster={cluster} resident={resident} slots={slots}"
-        )?;
-        if *rotated > 0 { write!(f, " rotated={rotated}") } else { Ok(()) }
+        )
     }
 }
 
@@ -277,7 +259,6 @@ impl Cut {
             k_stage: 0,
             held: 0,
             ring,
-            rotated: 0,
             split,
             cluster: limits.bulk && split > 1,
             resident,
@@ -325,20 +306,30 @@ fn cuts(problem: &Problem, limits: &Limits) -> Vec<Cut> {
             let (tall, wide) = (cut(tokens, (1, 16), 4, 1), cut(tokens, (2, 16), 2, 1));
             let (third, deep) = (cut(tokens, (1, 16), 3, 1), cut(tokens, (1, 32), 2, 1));
             let twice = cut(tokens, (1, 16), 2, 2);
-            if held.spread(problem, limits).split > 1 && limits.bulk {
+            let spread_held = held.spread(problem, limits);
+            if spread_held.split > 1 && limits.bulk {
                 let apart = Cut { hold: true, ..cut(tokens, (2, 8), 2, 1) };
-                vec![spread(held, 2), spread(apart, 2), spread(tall, 2), twice]
+                let (held, others) = (spread(held, 2), [spread(apart, 2), spread(tall, 2)]);
+                match spread_held.plan(problem, limits).held {
+                    0 => vec![others[0], others[1], held, twice],
+                    _ => vec![held, others[0], others[1], twice],
+                }
             } else {
                 // What leaves no plane without a row tile in the last round.
                 let even = match share {
+                    0..3 if problem.k > 8192 => ringed,
                     0..3 => narrow,
                     _ if share.is_multiple_of(4) && problem.k > 8192 => wide,
+                    _ if share.is_multiple_of(4) && tokens >= 4 => ringed,
                     _ if share.is_multiple_of(4) => tall,
                     _ if problem.k > 8192 && share > 8 => deep,
                     _ if share.is_multiple_of(3) => third,
                     _ => ringed,
                 };
-                vec![even, ringed, narrow, tall, wide, third, deep]
+                let mut cuts = vec![even, ringed, deep, narrow, tall, wide, third];
+                // What stages x part by part does so anew for every round.
+                cuts.sort_by_key(|cut| (cut.plan(problem, limits).k_stage as usize) < problem.k);
+                cuts
             }
         }
         9..=16 => {

@@ -165,6 +165,23 @@ mod tests {
     }
 
     #[test]
+    fn few_tokens_take_warpgroups_where_rows_are_few_or_long() {
+        let [hopper, ampere, _] = gpus();
+        let warpgroups = |limits: &Limits, m, (n, k)| {
+            let format = Format::new(4, 128).unwrap();
+            let problem = Problem { m, n, k, format, dtype: Dtype::F16, bias: false };
+            matches!(Plan::select(&problem, limits), Ok(Plan::Wgmma(_)))
+        };
+        for shape in [(4096, 4096), (4096, 14336), (8192, 28672)] {
+            assert!(!warpgroups(&hopper, 8, shape) && !warpgroups(&ampere, 16, shape));
+            assert!(warpgroups(&hopper, 9, shape) && warpgroups(&hopper, 16, shape));
+        }
+        for shape in [(28672, 4096), (8192, 8192), (57344, 8192)] {
+            assert!(!warpgroups(&hopper, 16, shape) && warpgroups(&hopper, 17, shape));
+        }
+    }
+
+    #[test]
     fn what_has_no_tensor_cores_takes_the_portable_plan() {
         let limits = Limits { mma: false, ..Limits::nvidia("any", 16, 32) };
         let format = Format::new(4, 64).unwrap();

@@ -12,7 +12,7 @@ const UNITS: usize = 256;
 /// Rows of x that lanes add while the weight is read: 16 would take 0.4 ms of arithmetic for 128256 × 4096 on an H200,
 /// which reads it in 0.24.
 const MAX_LANES: usize = 8;
-/// Rows of the weight from which on a tile a plane fills a device.
+/// Rows of the weight from which on tiles fill a device.
 const TILED_FROM: usize = 16384;
 
 /// What is compiled in.
@@ -47,7 +47,7 @@ pub(crate) fn launch(
     let elements = (n - 1) * stride + k;
     if is_tiled(problem, limits) && width == 8 {
         let form = tiles::Form { blocks: m.next_power_of_two().div_ceil(8), dtype };
-        let cubes = n.div_ceil(tiles::PLANES * tiles::ROWS).min(limits.cube_count);
+        let cubes = n.div_ceil(tiles::ROWS);
         // SAFETY: rows of x stay below m and rows of the weight below n, each read below its k elements; y is written
         // below m · n.
         unsafe {

@@ -1,8 +1,10 @@
-//! On tensor cores, up to 64 rows of x: a plane takes 32 rows of the weight, and reads each byte of it once.
+//! On tensor cores, up to 64 rows of x: a cube takes 32 rows of the weight, and reads each byte of it once.
 //!
 //! `mma.m16n8k16` wants of a lane four neighbours of k two by two, eight apart. Which columns of k those are is nobody's
 //! business as long as both operands agree: a lane takes eight that lie in 16 bytes, which are two instructions' worth,
-//! and so does the lane that holds the same columns of x. Nothing is staged or shuffled.
+//! and so does the lane that holds the same columns of x. Nothing is staged or shuffled. The planes of a cube take turns
+//! along k, so that together they read a kilobyte of each row: with a plane a row's stretches of 256 bytes and 30 planes
+//! a multiprocessor, 128256 × 4096 came at 2.9 TB/s on an H200 that reads 4.5.
 
 use crate::{
     Dtype,
@@ -10,9 +12,9 @@ use crate::{
 };
 use cubecl::{ir::ElemType, prelude::*};
 
-/// Planes of a cube. They share nothing but the first cache, where x is.
+/// Planes of a cube.
 pub(super) const PLANES: usize = 4;
-/// Rows of the weight that a plane takes: two tiles.
+/// Rows of the weight that a cube takes: two tiles.
 pub(super) const ROWS: usize = 32;
 /// Columns that a plane's lanes take at once.
 pub(super) const STEP: usize = 32;
@@ -54,24 +56,43 @@ pub(super) fn tiles<F: Float>(
     #[comptime] form: Form,
     #[define(F)] _dtype: ElemType,
 ) {
-    let lane = UNIT_POS_X as usize;
+    let (lane, plane) = (UNIT_POS_X as usize, UNIT_POS_Y as usize);
     let (g, t) = (lane / 4, lane % 4);
     let steps = shape.eighths / 4;
-    let mut first = (CUBE_POS_X as usize * PLANES + UNIT_POS_Y as usize) * ROWS;
-    while first < shape.rows {
-        let mut sums = Array::<F4>::new(comptime!(2 * form.blocks));
-        #[unroll]
-        for i in 0..comptime!(2 * form.blocks) {
-            sums[i] = F4::new(0.0f32);
-        }
-        let mut step = 0usize.runtime();
-        while step + AHEAD <= steps {
+    let first = CUBE_POS_X as usize * ROWS;
+    let own = comptime!(2 * form.blocks);
+    let mut sums = Array::<F4>::new(own);
+    #[unroll]
+    for i in 0..own {
+        sums[i] = F4::new(0.0f32);
+    }
+    let mut step = plane * AHEAD;
+    while step < steps {
+        if step + AHEAD <= steps {
             add(x, weight, &mut sums, &shape, Place { first, step }, AHEAD, form);
-            step += AHEAD;
+        } else {
+            for last in step..steps {
+                add(x, weight, &mut sums, &shape, Place { first, step: last }, 1usize, form);
+            }
         }
-        while step < steps {
-            add(x, weight, &mut sums, &shape, Place { first, step }, 1usize, form);
-            step += 1;
+        step += comptime!(PLANES * AHEAD);
+    }
+    // The first plane adds the others' sums, in their order.
+    let mut shared = Shared::<[F4]>::new_slice(comptime!((PLANES - 1) * 32 * own));
+    if plane > 0 {
+        #[unroll]
+        for i in 0..own {
+            shared[((plane - 1) * own + i) * 32 + lane] = sums[i];
+        }
+    }
+    sync_cube();
+    if plane == 0 {
+        #[unroll]
+        for i in 0..own {
+            #[unroll]
+            for other in 0..comptime!(PLANES - 1) {
+                sums[i] += shared[comptime!((other * own + i) * 32) + lane];
+            }
         }
         #[unroll]
         for block in 0..comptime!(form.blocks) {
@@ -86,7 +107,6 @@ pub(super) fn tiles<F: Float>(
                 }
             }
         }
-        first += CUBE_COUNT_X as usize * comptime!(PLANES * ROWS);
     }
 }
 
@@ -125,6 +145,8 @@ fn add(
             held[comptime!(4 * i + part)] = load_stream_x4(weight, at);
         }
     }
+    // No load may sink below this: compilers spread them among the products otherwise, six on the way at a time.
+    sync_plane();
     #[unroll]
     for i in 0..ahead {
         #[unroll]

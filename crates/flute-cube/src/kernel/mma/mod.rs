@@ -18,7 +18,6 @@
 
 mod product;
 mod ring;
-mod rotate;
 pub(super) mod sums;
 mod tokens;
 mod weight;

@@ -7,7 +7,6 @@ use super::{
         shared_address,
     },
     ring::{Ring, fill, ring, take},
-    rotate::rotate,
     sums::{Rows, fold_planes, meet, store},
     tokens::{Part, stage},
     weight::{Place, fragment, load, table_vector},
@@ -142,10 +141,6 @@ fn product<F: Float, Y: Float, W: Size>(
     }
     await_groups(comptime!(plan.ring.max(1) - 1));
     sync_cube();
-    if comptime!(plan.rotated > 0) {
-        rotate::<F>(&mut staged, shape);
-        sync_cube();
-    }
     let copy =
         if comptime!(shape.bits == 2) { UNIT_POS_X % 16u32 * 8u32 } else { UNIT_POS_X * 4u32 };
     // SAFETY: addresses of shared memory that lives as long as the kernel.

@@ -11,6 +11,7 @@
 mod plain;
 mod ptx;
 mod tensor;
+mod weights;
 
 use super::width::width;
 use crate::{Attend, AttendBuffers, Limits};

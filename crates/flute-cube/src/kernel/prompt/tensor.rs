@@ -6,9 +6,10 @@
 //! the next tile is copied while one is worked on. Exponentials are powers of two: the factor of the scores holds log₂e.
 
 use super::{
-    MASKED, Shape, Sight, end_of, first_of,
+    MASKED, Shape, end_of, first_of,
     ptx::{exchange, exp2, load_transposed, pack, reciprocal},
     sight,
+    weights::{Running, mask, weigh},
 };
 use crate::{
     Attend, AttendBuffers, Dtype, Limits,
@@ -23,7 +24,7 @@ pub(crate) struct Form {
     planes: u32,
     dim: usize,
     capped: bool,
-    windowed: bool,
+    pub(super) windowed: bool,
     bf16: bool,
 }
 
@@ -59,8 +60,13 @@ impl Form {
     }
 
     /// Positions of a tile: what is left of the registers.
-    fn keys(self) -> usize {
+    pub(super) fn keys(self) -> usize {
         if self.dim > 128 { 32 } else { 64 }
+    }
+
+    /// Vectors of four weighted values that a lane holds.
+    pub(super) fn sums(self) -> usize {
+        self.dim / 8
     }
 
     /// A row of keys in shared memory, in vectors of 16 bytes: an odd number.
@@ -90,15 +96,6 @@ pub(super) fn scale(problem: &Attend) -> [f64; 2] {
         Some(cap) => [2.0 * LOG2_E * problem.scale / cap, LOG2_E * cap],
         None => [LOG2_E * problem.scale, 1.0],
     }
-}
-
-/// What a lane knows of its tokens, g and g + 8 of its plane: greatest scores and sums of weights.
-#[derive(CubeType)]
-struct Running {
-    top_low: f32,
-    top_high: f32,
-    total_low: f32,
-    total_high: f32,
 }
 
 /// Which positions of which cache a cube reads.
@@ -157,9 +154,9 @@ pub(super) fn tensor(
         queries[4 * step + 2] = query[row_low + comptime!(8 * step + 4)];
         queries[4 * step + 3] = query[row_high + comptime!(8 * step + 4)];
     }
-    let mut sums = Array::<F4>::new(comptime!(form.dim / 8));
+    let mut sums = Array::<F4>::new(comptime!(form.sums()));
     #[unroll]
-    for i in 0..comptime!(form.dim / 8) {
+    for i in 0..comptime!(form.sums()) {
         sums[i] = F4::new(0.0f32);
     }
     let mut running = Running {
@@ -302,90 +299,6 @@ fn score(queries: &Array<u32>, keys: u32, shape: &Shape, #[comptime] form: Form)
         }
     }
     scores
-}
-
-/// Scores to [`MASKED`] where tokens `low` and `low` + 8 do not look; `column` is the position of the lane's first.
-#[cube]
-fn mask(
-    scores: &mut Array<F4>,
-    low: usize,
-    column: usize,
-    sight: &Sight,
-    shape: &Shape,
-    #[comptime] form: Form,
-) {
-    #[unroll]
-    for row in 0..2usize {
-        let token = low + comptime!(8 * row);
-        let (first, end) = (first_of(token, sight, shape, form.windowed), end_of(token, sight));
-        #[unroll]
-        for j in 0..comptime!(form.keys() / 8) {
-            let mut score = scores[j];
-            #[unroll]
-            for e in 0..2usize {
-                let position = column + comptime!(8 * j + e);
-                let seen = position >= first && position < end;
-                let at = comptime!(2 * row + e);
-                score.insert(at, select(seen, score.extract(at), f32::new(MASKED)));
-            }
-            scores[j] = score;
-        }
-    }
-}
-
-/// Scores to weights, with everything before scaled down to the greatest score so far.
-#[cube]
-fn weigh(
-    scores: &mut Array<F4>,
-    sums: &mut Array<F4>,
-    running: &mut Running,
-    #[comptime] form: Form,
-) {
-    let mut low = max(scores[0].extract(0usize), scores[0].extract(1usize));
-    let mut high = max(scores[0].extract(2usize), scores[0].extract(3usize));
-    #[unroll]
-    for j in 1..comptime!(form.keys() / 8) {
-        low = max(low, max(scores[j].extract(0usize), scores[j].extract(1usize)));
-        high = max(high, max(scores[j].extract(2usize), scores[j].extract(3usize)));
-    }
-    low = max(low, exchange(low, 1u32));
-    high = max(high, exchange(high, 1u32));
-    low = max(running.top_low, max(low, exchange(low, 2u32)));
-    high = max(running.top_high, max(high, exchange(high, 2u32)));
-    // Against 0 where nothing was seen yet, so that weights of what is not seen are 0 there too.
-    let base_low = select(low > f32::new(MASKED), low, 0.0f32);
-    let base_high = select(high > f32::new(MASKED), high, 0.0f32);
-    let kept_low = exp2(running.top_low - base_low);
-    let kept_high = exp2(running.top_high - base_high);
-    running.top_low = low;
-    running.top_high = high;
-
-    let mut total_low = 0.0f32;
-    let mut total_high = 0.0f32;
-    #[unroll]
-    for j in 0..comptime!(form.keys() / 8) {
-        let score = scores[j];
-        let (a, b) =
-            (exp2(score.extract(0usize) - base_low), exp2(score.extract(1usize) - base_low));
-        let (c, d) =
-            (exp2(score.extract(2usize) - base_high), exp2(score.extract(3usize) - base_high));
-        total_low += a + b;
-        total_high += c + d;
-        let mut weight = F4::new(a);
-        weight.insert(1usize, b);
-        weight.insert(2usize, c);
-        weight.insert(3usize, d);
-        scores[j] = weight;
-    }
-    running.total_low = running.total_low * kept_low + total_low;
-    running.total_high = running.total_high * kept_high + total_high;
-    let mut kept = F4::new(kept_low);
-    kept.insert(2usize, kept_high);
-    kept.insert(3usize, kept_high);
-    #[unroll]
-    for i in 0..comptime!(form.dim / 8) {
-        sums[i] *= kept;
-    }
 }
 
 /// Adds the values of a tile, weighted.

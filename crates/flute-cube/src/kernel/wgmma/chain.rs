@@ -11,8 +11,6 @@ use std::fmt::Write;
 /// What a chain is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Chain {
-    /// Parts that [`await_part`] tells apart.
-    pub(super) parts: usize,
     /// Instructions, of 16 of k each.
     pub(super) steps: usize,
     /// Tokens of one instruction.
@@ -64,11 +62,8 @@ impl Chain {
                 list(weights + 4 * step, 4),
                 if step == 0 { "pf" } else { "pt" },
             );
-            if (step + 1) % (self.steps / self.parts) == 0 {
-                ptx.push_str("wgmma.commit_group.sync.aligned;\n");
-            }
         }
-        ptx.push('}');
+        ptx.push_str("wgmma.commit_group.sync.aligned; }");
         ptx
     }
 
@@ -111,12 +106,6 @@ pub(super) fn issue<A: Size, D: Size>(
         ptx = const chain.issue_ptx(),
     );
     products
-}
-
-/// Until part `part` of the last chain issued no longer needs its weights. Nothing of the products is there yet.
-#[cube]
-pub(super) fn await_part(#[comptime] part: usize, #[comptime] chain: Chain) {
-    gpu_asm!("wgmma.wait_group.sync.aligned {n};", n = const chain.parts - 1 - part);
 }
 
 /// `sums + scale · products` of the last chain issued.

@@ -7,9 +7,10 @@
 //! ahead of their use. While one warpgroup decodes, the matrix unit works for another.
 //!
 //! What could decide is shared memory, 128 bytes a cycle: for 64 rows by 16 of k the matrix unit works `tokens / 2`
-//! cycles and reads for `tokens / 4` of them, 16 more go into lookups: in balance at 64 tokens, hidden above. What does
-//! on an H200 are the instructions of a warp: some 350 for a block of 128 of k, a third of them to copy x, take longer
-//! than the 256 to 512 cycles for which they occupy the matrix unit, and only two warps share a scheduler.
+//! cycles and reads for `tokens / 4` of them, 16 more go into lookups, and x is written for `tokens / 4` shared by the
+//! row tiles: in balance at 64 tokens, hidden above. On an H200 a block of 128 of k takes about 600 cycles more than
+//! the matrix unit does alone, whatever the tokens are, and neither the copies of x nor the lookups are what they go
+//! into (`docs/perf-log.md`): so a cube serves as many tokens as its registers hold sums for.
 //!
 //! The order of every sum is fixed by the plan: blocks of k ascending, then splits.
 
@@ -87,15 +88,8 @@ impl Shape {
         let unit = (unit + 1) % (self.row_tiles() * self.groups());
         (unit / self.groups(), unit % self.groups())
     }
-    /// Parts in which the next weights are decoded, each where the instructions of a chain that used its registers are
-    /// done.
-    fn parts(self) -> usize {
-        self.steps().min(4)
-    }
-    /// The chain of a group; `parts` of it are awaited one after another.
-    fn chain(self, group: usize, parts: usize) -> Chain {
+    fn chain(self, group: usize) -> Chain {
         Chain {
-            parts,
             steps: self.steps(),
             tokens: self.plan.chunk as usize,
             panel: 128 * self.plan.tokens as usize,

@@ -2,12 +2,12 @@
 
 use super::{
     Shape,
-    chain::{await_part, finish, issue},
+    chain::{finish, issue},
     ring::{
         self, Ahead, Source, Tokens, advance, barriers_at, bring, init_barriers, release, wait_full,
     },
     store::store,
-    weight::{Place, Walk, decode, decode_steps, load_scales, load_words, next, place_of},
+    weight::{Place, Walk, decode, load_scales, load_words, next, place_of},
 };
 use crate::{
     kernel::ptx::{U4, after_barrier, shared_address},
@@ -118,12 +118,9 @@ pub(super) fn warpgroup_gemm<F: Float, Y: Float, A: Size, D: Size>(
                 let pair = Vector::<F, Const<2>>::reinterpret(scale[unit]);
                 let low = f32::cast_from(pair.extract(0usize));
                 let high = f32::cast_from(pair.extract(1usize));
+                let chain = comptime!(shape.chain(group));
                 #[unroll]
                 for c in 0..comptime!(shape.chunks()) {
-                    let decodes = comptime!(c + 1 == shape.chunks());
-                    let parts =
-                        comptime!(if decodes && !shape.ahead() { shape.parts() } else { 1 });
-                    let chain = comptime!(shape.chain(group, parts));
                     let products = issue::<A, D>(
                         weights[0],
                         descriptor + comptime!(c as u32 * plan.chunk * 8),
@@ -133,29 +130,16 @@ pub(super) fn warpgroup_gemm<F: Float, Y: Float, A: Size, D: Size>(
                     if comptime!(unit == 0 && c == 0) {
                         bring(x, &mut shared, &full, &barriers, &source, &mut ahead, shape);
                     }
-                    let mut after = Vector::<u32, A>::new(0u32);
+                    let decodes = comptime!(c + 1 == shape.chunks());
                     if comptime!(decodes && shape.ahead()) {
-                        after = decode::<A>(&now, lane_table, unit_after, shape);
+                        weights[0] = decode::<A>(&now, lane_table, unit_after, shape);
                         reload(words, &mut now, &mut load, unit, shape);
-                    }
-                    let steps = comptime!(shape.steps() / shape.parts());
-                    #[unroll]
-                    for part in 0..comptime!(parts - 1) {
-                        await_part(part, chain);
-                        let range = comptime!((part * steps, (part + 1) * steps));
-                        after =
-                            decode_steps::<A>(&now, after, lane_table, unit_after, range, shape);
                     }
                     let at = comptime!(own + c);
                     sums[at] = finish::<D>(products, sums[at], low, high, chain);
                     if comptime!(decodes && !shape.ahead()) {
-                        let range = comptime!((shape.steps() - steps, shape.steps()));
-                        after =
-                            decode_steps::<A>(&now, after, lane_table, unit_after, range, shape);
+                        weights[0] = decode::<A>(&now, lane_table, unit_after, shape);
                         reload(words, &mut now, &mut load, unit, shape);
-                    }
-                    if comptime!(decodes) {
-                        weights[0] = after;
                     }
                 }
                 if comptime!(group + 1 == shape.groups()) {

@@ -141,25 +141,11 @@ pub(super) fn decode<A: Size>(
     #[comptime] unit: (usize, usize),
     #[comptime] shape: Shape,
 ) -> Vector<u32, A> {
-    let all = comptime!((0, shape.steps()));
-    decode_steps::<A>(words, Vector::<u32, A>::new(0u32), table, unit, all, shape)
-}
-
-/// [`decode`] of the steps from the first to before the second of `range`, into what of the others is in `weights`.
-#[cube]
-pub(super) fn decode_steps<A: Size>(
-    words: &Array<u32>,
-    weights: Vector<u32, A>,
-    table: u32,
-    #[comptime] unit: (usize, usize),
-    #[comptime] range: (usize, usize),
-    #[comptime] shape: Shape,
-) -> Vector<u32, A> {
     let (i, group) = comptime!(unit);
     let own = comptime!(i * shape.words());
-    let mut a = weights;
+    let mut a = Vector::<u32, A>::new(0u32);
     #[unroll]
-    for step in comptime!(range.0)..comptime!(range.1) {
+    for step in 0..comptime!(shape.steps()) {
         let f = comptime!(group * shape.steps() + step);
         if comptime!(shape.bits == 2) {
             #[unroll]
