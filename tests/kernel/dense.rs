@@ -2,7 +2,7 @@
 
 use crate::{
     case::{Case, Input, Weight, activations},
-    device::{Guarded, runtimes},
+    device::{Guarded, alone, runtimes},
     oracle::Oracle,
 };
 use cubecl::{prelude::Client, server::Handle};
@@ -104,6 +104,9 @@ fn a_weight_decoded_part_by_part_gives_what_it_gives_as_a_whole() {
 
 #[test]
 fn a_graph_capture_refuses_a_dense_plan_and_takes_another() {
+    if !alone("dense::a_graph_capture_refuses_a_dense_plan_and_takes_another") {
+        return;
+    }
     for runtime in runtimes().iter().filter(|runtime| runtime.limits.dense) {
         let client = &runtime.client;
         let weight = Weight { format: FORMAT, table: TableKind::Nf, n: 256, k: 256, exact: false };

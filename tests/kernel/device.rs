@@ -7,13 +7,29 @@ use cubecl::{
     server::Handle,
 };
 use flute_cube::Limits;
-use std::{panic, sync::OnceLock};
+use std::{env, panic, process::Command, sync::OnceLock};
 
 /// One device and what it offers.
 pub(crate) struct Runtime {
     pub(crate) name: &'static str,
     pub(crate) client: Client,
     pub(crate) limits: Limits,
+}
+
+/// Whether this process runs the test `name` alone; if it does not, one that does has run it, and passed. CUDA records
+/// for a whole process: while one test captures a graph, every wait of another fails.
+pub(crate) fn alone(name: &str) -> bool {
+    const CHILD: &str = "FLUTE_ALONE";
+    if env::var_os(CHILD).is_some() {
+        return true;
+    }
+    let mut command = Command::new(env::current_exe().expect("a running program"));
+    command.args(["--exact", name, "--nocapture"]).env(CHILD, name);
+    let output = command.output().expect("this program runs again");
+    let said = String::from_utf8_lossy(&output.stdout);
+    print!("{said}");
+    assert!(said.contains("1 passed"), "{name}: {}", String::from_utf8_lossy(&output.stderr));
+    false
 }
 
 /// Every runtime found, CUDA first.

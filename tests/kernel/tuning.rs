@@ -2,7 +2,7 @@
 
 use crate::{
     case::{Input, Weight, activations},
-    device::{Runtime, runtimes},
+    device::{Runtime, alone, runtimes},
 };
 use cubecl::environment;
 use flute_cube::{
@@ -13,6 +13,9 @@ use flute_cube::{
 /// One story: the environment that plans are stored in is that of the whole process.
 #[test]
 fn a_measured_plan_is_used_from_then_on_and_forgotten_when_asked() {
+    if !alone("tuning::a_measured_plan_is_used_from_then_on_and_forgotten_when_asked") {
+        return;
+    }
     let before = environment::root();
     let ours = tempfile::tempdir().expect("a directory");
     let empty = tempfile::tempdir().expect("a directory");

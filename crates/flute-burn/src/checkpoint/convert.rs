@@ -8,7 +8,7 @@
 use super::card::Card;
 use super::companions::write_companions;
 use super::header::TensorInfo;
-use super::layout::Layout;
+use super::layout::{Layout, one_seed};
 use super::measure::{ClassError, measure};
 use super::pattern;
 use super::quantization::{ModuleOverride, QuantizationConfig, Scheme};
@@ -256,7 +256,7 @@ impl<'a> Choice<'a> {
         if steps.iter().all(|step| step.quantize.is_none()) {
             return Err(Error::NothingToQuantize { dir: reader.dir().into() });
         }
-        one_seed(&steps)?;
+        one_seed(steps.iter().filter_map(|step| Some(step.quantize.as_ref()?.method)))?;
         steps.sort_by_cached_key(|step| natural_key(step.name));
         Ok(steps)
     }
@@ -379,21 +379,6 @@ pub(super) fn is_end(module: &str) -> bool {
 fn matrix<'a>(name: &'a str, info: &TensorInfo) -> Option<&'a str> {
     let module = name.strip_suffix(".weight")?;
     matches!(info.shape.as_slice(), [n, k] if *n > 0 && *k > 0).then_some(module)
-}
-
-/// Refuses rotations of different seeds, or random ones beside plain ones: a directory has one seed.
-fn one_seed(steps: &[Step<'_>]) -> Result<()> {
-    let methods = steps.iter().filter_map(|step| step.quantize.as_ref().map(|task| task.method));
-    let rotating = methods.filter(|method| method.hadamard_size().is_some());
-    let seeds: Vec<Option<u32>> = rotating.map(Method::hadamard_seed).collect();
-    match seeds.iter().find(|seed| **seed != seeds[0]) {
-        None => Ok(()),
-        Some(other) => Err(Error::InvalidOption {
-            name: "the seed of the rotations",
-            found: format!("{:?} for one layer and {other:?} for another", seeds[0]),
-            needed: "the same for all layers of a directory".into(),
-        }),
-    }
 }
 
 fn scheme_of(method: &Method) -> Scheme {

@@ -2,6 +2,7 @@
 
 use super::quantization::Scheme;
 use super::writer::TensorSpec;
+use crate::error::{Error, Result};
 use crate::quantize::Method;
 use flute_cube::{Dtype as Float, Format, Quantized, TableKind, pack};
 use safetensors::Dtype;
@@ -93,5 +94,21 @@ pub(super) fn stored_dtype(dtype: Float) -> Dtype {
         Float::F32 => Dtype::F32,
         Float::F16 => Dtype::F16,
         Float::BF16 => Dtype::BF16,
+    }
+}
+
+/// Refuses methods that rotate by different seeds, or some at random and some not: a directory has one seed.
+pub(super) fn one_seed<'a>(methods: impl Iterator<Item = &'a Method>) -> Result<()> {
+    let rotating = methods.filter(|method| method.hadamard_size().is_some());
+    let mut seeds = rotating.map(Method::hadamard_seed);
+    let first = seeds.next().flatten();
+    let words = |seed: Option<u32>| seed.map_or("none".to_owned(), |seed| seed.to_string());
+    match seeds.find(|seed| *seed != first) {
+        None => Ok(()),
+        Some(other) => Err(Error::InvalidOption {
+            name: "the seed of the rotations",
+            found: format!("{} for one layer and {} for another", words(first), words(other)),
+            needed: "the same for all layers of a directory".into(),
+        }),
     }
 }

@@ -326,7 +326,10 @@ fn cuts(problem: &Problem, limits: &Limits) -> Vec<Cut> {
                     _ if share.is_multiple_of(3) => third,
                     _ => ringed,
                 };
-                let mut cuts = vec![even, ringed, deep, narrow, tall, wide, third];
+                let mut cuts = match problem.k {
+                    0..=8192 => vec![even, ringed, tall, narrow, wide, third, deep],
+                    _ => vec![even, ringed, deep, narrow, tall, wide, third],
+                };
                 // What stages x part by part does so anew for every round.
                 cuts.sort_by_key(|cut| (cut.plan(problem, limits).k_stage as usize) < problem.k);
                 cuts
