@@ -150,6 +150,7 @@ fn run(client: &Client, problem: &Problem, plan: &Plan, operands: Operands) -> R
     match plan {
         Plan::Portable(plan) => kernel::portable::launch(client, problem, plan, &operands),
         Plan::Mma(plan) => kernel::mma::launch(client, problem, plan, &operands),
+        Plan::Stream(plan) => kernel::stream::launch(client, problem, plan, &operands),
         Plan::Wgmma(plan) => kernel::wgmma::launch(client, problem, plan, &operands),
         Plan::Dense(plan) => dense::launch(client, problem, plan, &operands)?,
     }

@@ -6,11 +6,13 @@
 mod dense;
 mod mma;
 mod portable;
+pub(crate) mod stream;
 mod wgmma;
 
 pub use dense::DensePlan;
 pub use mma::MmaPlan;
 pub use portable::PortablePlan;
+pub use stream::StreamPlan;
 pub use wgmma::WgmmaPlan;
 
 use crate::{Limits, Problem, Result};
@@ -24,6 +26,8 @@ pub enum Plan {
     Portable(PortablePlan),
     /// Tensor cores through inline PTX: CUDA.
     Mma(MmaPlan),
+    /// Hopper's warpgroup tensor cores behind rings of tensor copies: CUDA of compute capability 9.0, for few rows of x.
+    Stream(StreamPlan),
     /// Hopper's warpgroup tensor cores: CUDA of compute capability 9.0, for many rows of x.
     Wgmma(WgmmaPlan),
     /// Decoded once, then the vendor's dense product: CUDA with its library, outside graph captures.
@@ -61,11 +65,14 @@ impl Plan {
     pub fn candidates(problem: &Problem, limits: &Limits) -> Result<Vec<Self>> {
         problem.validate(limits)?;
         let mut plans: Vec<Self> =
+            StreamPlan::candidates(problem, limits).into_iter().map(Self::Stream).collect();
+        let warpgroups: Vec<Self> =
             WgmmaPlan::candidates(problem, limits).into_iter().map(Self::Wgmma).collect();
         // Where a warpgroup multiplies, single planes never won from 33 rows on.
-        if plans.is_empty() || problem.m <= wgmma::FEW {
+        if warpgroups.is_empty() || problem.m <= wgmma::FEW {
             plans.extend(MmaPlan::candidates(problem, limits).into_iter().map(Self::Mma));
         }
+        plans.extend(warpgroups);
         plans.extend(DensePlan::candidates(problem, limits).into_iter().map(Self::Dense));
         plans.extend(PortablePlan::candidates(problem, limits).into_iter().map(Self::Portable));
         Ok(plans)
@@ -80,6 +87,7 @@ impl Plan {
         match self {
             Self::Portable(plan) => plan.validate(problem, limits),
             Self::Mma(plan) => plan.validate(problem, limits),
+            Self::Stream(plan) => plan.validate(problem, limits),
             Self::Wgmma(plan) => plan.validate(problem, limits),
             Self::Dense(plan) => plan.validate(problem, limits),
         }
@@ -91,6 +99,7 @@ impl fmt::Display for Plan {
         match self {
             Self::Portable(plan) => plan.fmt(f),
             Self::Mma(plan) => plan.fmt(f),
+            Self::Stream(plan) => plan.fmt(f),
             Self::Wgmma(plan) => plan.fmt(f),
             Self::Dense(plan) => plan.fmt(f),
         }

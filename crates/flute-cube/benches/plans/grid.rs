@@ -1,0 +1,118 @@
+//! More plans than the planner considers.
+
+use flute_cube::{Limits, MmaPlan, Plan, Problem, StreamPlan, WgmmaPlan};
+
+/// All of them.
+pub(crate) fn all(problem: &Problem, limits: &Limits) -> Vec<Plan> {
+    let tokens = match problem.m {
+        0..=8 => problem.m.next_power_of_two() as u32,
+        m => (m as u32).next_multiple_of(8).min(64),
+    };
+    // 32 planes are the largest cube, and the one whose registers the compiler keeps to 64.
+    let shapes: &[(u32, u32)] = match problem.m {
+        0..=4 => &[(1, 8), (1, 16), (1, 32), (2, 16), (4, 8)],
+        5..=8 => &[(1, 8), (1, 16), (2, 8), (2, 16), (4, 8), (8, 4)],
+        _ => &[(2, 8), (4, 4), (8, 2), (8, 1), (16, 1), (16, 2), (8, 4), (4, 8)],
+    };
+    let mut plans = warpgroups(problem, limits);
+    plans.extend(streams(problem, limits));
+    for &(planes_n, planes_k) in shapes {
+        for row_tiles in [1, 2, 3, 4] {
+            let splits = if problem.m <= 4 { &[1, 2][..] } else { &[1, 2, 4, 8][..] };
+            for &split in splits {
+                let rings = [0, 2, 3];
+                let cubes = [(1, false), (2, false), (1, true)];
+                for (ring, (resident, held)) in
+                    rings.into_iter().flat_map(|ring| cubes.map(|cube| (ring, cube)))
+                {
+                    let plan = MmaPlan {
+                        planes_n,
+                        planes_k,
+                        row_tiles,
+                        tokens,
+                        k_stage: 0,
+                        held: 0,
+                        ring,
+                        split,
+                        cluster: split > 1,
+                        resident,
+                        slots: 1,
+                    };
+                    let held = if held { plan.steps(problem) as u32 } else { 0 };
+                    let plan = MmaPlan { held, ..plan }.fitting(problem, limits);
+                    if held * tokens.div_ceil(8) > 5 {
+                        continue;
+                    }
+                    let (cubes, units) = (resident as usize, plan.units());
+                    let fits = (512..=1024).contains(&(cubes * units))
+                        && cubes * (plan.shared_bytes(problem) + 1024) <= 228 << 10;
+                    let whole = (plan.k_stage * split) as usize >= problem.k;
+                    let plan = Plan::Mma(plan);
+                    if fits && whole && plan.validate(problem, limits).is_ok() {
+                        plans.push(plan);
+                    }
+                }
+            }
+        }
+    }
+    plans
+}
+
+/// More warpgroup plans than the planner considers.
+fn warpgroups(problem: &Problem, limits: &Limits) -> Vec<Plan> {
+    let mut plans = vec![];
+    let tokens: &[(u32, u32)] = match problem.m {
+        0..=16 => &[(16, 16), (32, 32)],
+        17..=32 => &[(32, 32), (64, 64)],
+        33..=64 => &[(64, 64), (64, 32)],
+        _ => &[(64, 64), (128, 128), (128, 64), (256, 64), (256, 128), (256, 32)],
+    };
+    for (warpgroups, row_tiles) in [(2, 1), (2, 2), (4, 1), (4, 2), (3, 1), (3, 2), (2, 4), (1, 1)]
+    {
+        for &(tokens, chunk) in tokens {
+            for split in [1, 2, 4, 8] {
+                let plan = WgmmaPlan { warpgroups, row_tiles, tokens, chunk, stages: 5, split };
+                let rows = problem.n.div_ceil(plan.rows());
+                let tiles = rows * problem.m.div_ceil(tokens as usize) * split as usize;
+                if split == 1 || tiles <= limits.processors {
+                    let rings = (3..=5).rev().map(|stages| WgmmaPlan { stages, ..plan });
+                    let mut fitting = rings.map(Plan::Wgmma);
+                    plans.extend(fitting.find(|plan| plan.validate(problem, limits).is_ok()));
+                }
+            }
+        }
+    }
+    plans
+}
+
+/// More streaming plans than the planner considers.
+fn streams(problem: &Problem, limits: &Limits) -> Vec<Plan> {
+    let tokens = (problem.m as u32).next_power_of_two().clamp(8, 64);
+    let tiles = problem.n.div_ceil(16);
+    let mut plans: Vec<Plan> = vec![];
+    for (warpgroups, warpgroups_k) in [(4, 1), (2, 2), (1, 4), (2, 1)] {
+        for split in [1, 2, 4] {
+            let room = limits.processors / split as usize;
+            let most = 4 * warpgroups as usize;
+            let rounds = tiles.div_ceil(most * room);
+            let own = tiles.div_ceil(rounds * room).clamp(1, most) as u32;
+            for blocks in [1, 2] {
+                let plan = |stages| StreamPlan {
+                    warpgroups,
+                    warpgroups_k,
+                    tiles: own,
+                    tokens,
+                    blocks,
+                    stages,
+                    split,
+                };
+                let serves =
+                    |stages: &u32| Plan::Stream(plan(*stages)).validate(problem, limits).is_ok();
+                let most = (3..=10 / blocks).rev().find(serves);
+                plans.extend(most.map(|stages| Plan::Stream(plan(stages))));
+            }
+        }
+    }
+    plans.dedup();
+    plans
+}

@@ -1,0 +1,283 @@
+//! The kernel itself: what a cube does from its first load to its last sum.
+
+use super::{
+    Shape,
+    chain::{finish, issue},
+    ring::{
+        self, Ahead, Map, Place, Ring, Source, advance, begin, bring, init_barriers, more, release,
+        wait_full,
+    },
+    sums::{Rows, fold},
+    weight::{address_of, decode, fill_table, load_scales, load_words},
+};
+use crate::{
+    kernel::ptx::{U4, after_barrier, sync_cluster, sync_some},
+    pack,
+};
+use cubecl::prelude::{barrier::Barrier, *};
+
+/// `y[m, n]`.
+#[cube(launch_unchecked)]
+pub(super) fn stream_gemm<F: Float, A: Size, P: Size, S: Size, D: Size>(
+    x: &Map,
+    words: &Map,
+    scales: &Map,
+    pairs: &[u32],
+    bias: &[F],
+    y: &mut [F],
+    m: u32,
+    n: u32,
+    k: u32,
+    #[comptime] shape: Shape,
+) {
+    product::<F, A, P, S, D>(x, words, scales, pairs, bias, y, m, n, k, shape);
+}
+
+/// `y[m, n]`, where the cubes that split k are a cluster.
+#[cube(launch_unchecked, cluster_dim = (1, shape.plan.split, 1))]
+pub(super) fn stream_gemm_cluster<F: Float, A: Size, P: Size, S: Size, D: Size>(
+    x: &Map,
+    words: &Map,
+    scales: &Map,
+    pairs: &[u32],
+    bias: &[F],
+    y: &mut [F],
+    m: u32,
+    n: u32,
+    k: u32,
+    #[comptime] shape: Shape,
+) {
+    product::<F, A, P, S, D>(x, words, scales, pairs, bias, y, m, n, k, shape);
+}
+
+#[cube]
+fn product<F: Float, A: Size, P: Size, S: Size, D: Size>(
+    x: &Map,
+    words: &Map,
+    scales: &Map,
+    pairs: &[u32],
+    bias: &[F],
+    y: &mut [F],
+    m: u32,
+    n: u32,
+    k: u32,
+    #[comptime] shape: Shape,
+) {
+    let plan = comptime!(shape.plan);
+    let (m, n, k) = (m as usize, n as usize, k as usize);
+    let steps = k.div_ceil(comptime!(pack::BLOCK_K * plan.blocks as usize));
+    let share = steps.div_ceil(comptime!(plan.split as usize));
+    let first = min(CUBE_POS_Y as usize * share, steps);
+    let end = min(first + share, steps);
+    let token_tiles = m.div_ceil(comptime!(plan.tokens as usize));
+    let items = n.div_ceil(comptime!(plan.rows())) * token_tiles;
+
+    // One array, since mostly addresses of its parts are used: rings, table, sums, *empty* barriers.
+    let mut shared =
+        Shared::<[U4]>::new_aligned_slice(comptime!(shape.shared_bytes() / 16), 1024usize);
+    let full =
+        Shared::<[Barrier]>::new_slice(comptime!((plan.warpgroups_k * plan.stages) as usize));
+    let start = address_of(&shared);
+    // Planes that multiply come first, ring by ring; then one a ring that brings, if there are such.
+    let plane = (UNIT_POS / 32u32) as usize;
+    let workers = comptime!(plan.workers() / 32);
+    let works = plane < workers;
+    let planes = comptime!(4 * plan.warpgroups as usize);
+    let number = if comptime!(plan.warpgroups_k == 1) {
+        0usize.runtime()
+    } else {
+        let number = if works { plane / planes } else { plane - workers };
+        // The same for all lanes, and known to be: so descriptors stay in registers of the whole plane.
+        plane_broadcast(number, 0u32)
+    };
+    let tile = plane - number * planes;
+    let barriers = (number * comptime!(8 * plan.stages as usize)) as u32;
+    let ring = Ring {
+        number,
+        stages: start + (number * comptime!(plan.stages as usize * shape.stage_bytes())) as u32,
+        full: ring::address_of(&full) + barriers,
+        empty: start + comptime!(shape.barriers_at() as u32) + barriers,
+    };
+    let source = Source { items, token_tiles, first: first + number, end };
+    let mut ahead = begin(&source, shape);
+    let brings = UNIT_POS % 32u32 == 0u32
+        && if comptime!(plan.brings_beside()) { !works } else { tile == 0 };
+    if brings {
+        init_barriers(&ring, start + comptime!(shape.met_at() as u32), shape);
+    }
+    if comptime!(!plan.brings_beside()) {
+        for _stage in 0..comptime!(plan.stages - 2) {
+            if brings && more(&mut ahead, &source) {
+                bring(x, words, scales, &mut shared, &full, &ring, &source, &mut ahead, shape);
+            }
+        }
+    }
+    if comptime!(plan.split > 1) {
+        sync_cluster();
+    } else {
+        sync_cube();
+    }
+    if comptime!(plan.brings_beside()) {
+        if brings {
+            while more(&mut ahead, &source) {
+                bring(x, words, scales, &mut shared, &full, &ring, &source, &mut ahead, shape);
+            }
+        }
+    }
+    if works {
+        fill_table(pairs, &mut shared, comptime!(shape.table_at() / 16), shape);
+        sync_some(comptime!(plan.workers() as u32));
+        multiply::<F, A, P, S, D>(
+            x,
+            words,
+            scales,
+            &mut shared,
+            &full,
+            start,
+            y,
+            bias,
+            m,
+            n,
+            tile,
+            &ring,
+            &source,
+            &mut ahead,
+            shape,
+        );
+    }
+}
+
+/// What a plane does with what is brought.
+///
+/// A block goes through the matrix unit in halves, each a chain of its own whose weights are decoded while the chain
+/// before it runs. So a plane decodes all the time, and what a chain takes, however few tokens it has, is not seen. With
+/// 64 tokens registers are short: a block is one chain, and it is the other warpgroups that decode while it runs.
+#[cube]
+fn multiply<F: Float, A: Size, P: Size, S: Size, D: Size>(
+    x: &Map,
+    words: &Map,
+    scales: &Map,
+    shared: &mut Shared<[U4]>,
+    full: &Shared<[Barrier]>,
+    start: u32,
+    y: &mut [F],
+    bias: &[F],
+    m: usize,
+    n: usize,
+    tile: usize,
+    ring: &Ring,
+    source: &Source,
+    ahead: &mut Ahead,
+    #[comptime] shape: Shape,
+) {
+    let plan = comptime!(shape.plan);
+    let lane = UNIT_POS % 32u32;
+    let copy = if comptime!(shape.bits == 2) { lane % 16u32 * 8u32 } else { lane * 4u32 };
+    let table = after_barrier(start + comptime!(shape.table_at() as u32) + copy);
+    let exist = if comptime!(plan.tiles == 4 * plan.warpgroups) {
+        true.runtime()
+    } else {
+        tile < comptime!(plan.tiles as usize)
+    };
+    let own = min(tile, comptime!(plan.tiles as usize - 1)) as u32;
+    let word_tile =
+        comptime!(shape.words_at() as u32) + own * comptime!(4 * shape.block_words() as u32);
+    let scale_tile =
+        comptime!(shape.scales_at() as u32) + own * comptime!(32 * shape.groups() as u32);
+    let asks = lane == 0u32 && tile == 0;
+
+    let parts = comptime!(shape.parts());
+    let blocks = comptime!(plan.blocks as usize);
+
+    let mut codes = Array::<u32>::new(comptime!(shape.words()));
+    let mut even = Array::<Vector<u32, A>>::new(comptime!(shape.rounds()));
+    let mut odd = Array::<Vector<u32, A>>::new(comptime!(shape.rounds()));
+    #[unroll]
+    for round in 0..comptime!(shape.rounds()) {
+        even[round] = Vector::<u32, A>::new(0u32);
+        odd[round] = Vector::<u32, A>::new(0u32);
+    }
+    let mut at = Place::start();
+    let mut item = CUBE_POS_X as usize;
+    if item < source.items && source.first < source.end {
+        wait_full(ring, &at);
+        load_words(&mut codes, ring.stages + word_tile, lane, shape);
+        if exist {
+            decode::<A>(&codes, &mut even, table, 0usize, shape);
+        }
+    }
+    while item < source.items {
+        let mut sums = Vector::<f32, D>::new(0.0f32);
+        let mut step = source.first;
+        while step < source.end {
+            let stage = ring.stages + at.slot * comptime!(shape.stage_bytes() as u32);
+            let used = ring.empty + at.slot * 8u32;
+            advance(&mut at, shape);
+            step += comptime!(plan.warpgroups_k as usize);
+            let last = step >= source.end && item + CUBE_COUNT_X as usize >= source.items;
+            #[unroll]
+            for part in 0..comptime!(blocks * parts) {
+                let (block, part) = comptime!((part / parts, part % parts));
+                let base = stage + comptime!((block * shape.block_bytes()) as u32);
+                // Start address in units of 16 bytes; the distance along k within a swizzled row means nothing.
+                let descriptor = ((base & 0x3_ffffu32) >> 4u32) | (1u32 << 16u32);
+                #[unroll]
+                for round in 0..comptime!(shape.rounds()) {
+                    let first = comptime!(shape.first_group(part, round));
+                    let chains = comptime!(shape.chains(part, round));
+                    let now = load_scales::<F, S>(base + scale_tile, lane, first, shape);
+                    let weights = if comptime!(part == 0) { even[round] } else { odd[round] };
+                    let products = issue::<A, P>(weights, descriptor, chains);
+                    if comptime!(round == 0) {
+                        // What follows is done while the matrix unit works.
+                        if comptime!(parts == 2 && part == 0) {
+                            if exist {
+                                decode::<A>(&codes, &mut odd, table, 1usize, shape);
+                            }
+                        }
+                        if comptime!(part == 0 && block + 1 < blocks) {
+                            let next =
+                                stage + comptime!(((block + 1) * shape.block_bytes()) as u32);
+                            load_words(&mut codes, next + word_tile, lane, shape);
+                        }
+                        if comptime!(part == 0 && block + 1 == blocks) {
+                            if !last {
+                                wait_full(ring, &at);
+                                let next =
+                                    ring.stages + at.slot * comptime!(shape.stage_bytes() as u32);
+                                load_words(&mut codes, next + word_tile, lane, shape);
+                            }
+                        }
+                        if comptime!(part == 0 && block == 0 && !plan.brings_beside()) {
+                            if asks && more(ahead, source) {
+                                bring(x, words, scales, shared, full, ring, source, ahead, shape);
+                            }
+                        }
+                        if comptime!(parts == 2 && part == 1) {
+                            if exist {
+                                decode::<A>(&codes, &mut even, table, 0usize, shape);
+                            }
+                        }
+                    }
+                    sums = finish::<P, S, D>(products, now, sums, chains);
+                }
+                if comptime!(parts == 1) {
+                    if exist {
+                        decode::<A>(&codes, &mut even, table, 0usize, shape);
+                    }
+                }
+            }
+            release(used);
+        }
+        let rows = Rows {
+            row: (item / source.token_tiles * comptime!(plan.tiles as usize) + tile)
+                * pack::BLOCK_ROWS,
+            token: item % source.token_tiles * comptime!(plan.tokens as usize),
+            m,
+            n,
+            exist,
+        };
+        fold::<F, D>(sums, shared, start, y, bias, &rows, shape);
+        item += CUBE_COUNT_X as usize;
+    }
+}

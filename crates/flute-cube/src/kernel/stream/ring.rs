@@ -1,0 +1,224 @@
+//! The rings of stages through which everything comes to the warpgroups, ahead of its use.
+//!
+//! Warpgroups that share blocks of k have a ring of their own. A stage holds one or two blocks of 128 of k, of each: of
+//! all tokens of the cube two panels of 64, a token's 128 bytes after another's, in each of which the 16 bytes at place c
+//! lie at place `c ^ (token % 8)`, which the matrix unit calls a 128-byte swizzle; then the words of the item's row
+//! tiles, then their scales, both in kernel order. Tensor copies write all of it, four a block, and what does not exist
+//! becomes 0. Two barriers a stage: *full* waits for the bytes, *empty* for the planes that read them.
+//!
+//! One unit of a ring asks for the copies. It belongs to a plane that does nothing else, since as the work of a plane
+//! that multiplies it costs every stage some hundred cycles in which three others wait. With 64 tokens the registers of
+//! such a plane are not to be had, and a plane of the warpgroups asks, two stages less ahead than the ring is long, so
+//! that it need not wait for those that are not two blocks behind.
+
+use super::Shape;
+use crate::{
+    kernel::ptx::{U4, shared_address},
+    pack,
+};
+use cubecl::prelude::{barrier::Barrier, *};
+
+/// Rows of words, as tensor copies see x (two elements a word), words, and scales (two rows a word).
+pub(super) type Map = TensorMap<u32, Tiled>;
+
+/// Words of a row of a panel.
+pub(super) const PANEL: usize = 32;
+
+/// Where a unit is in its ring.
+#[derive(CubeType)]
+pub(super) struct Place {
+    pub(super) slot: u32,
+    /// Of the *full* barrier of the slot when its next stage has come.
+    pub(super) parity: u32,
+}
+
+#[cube]
+impl Place {
+    pub(super) fn start() -> Place {
+        Place { slot: 0u32, parity: 0u32 }
+    }
+}
+
+#[cube]
+pub(super) fn advance(place: &mut Place, #[comptime] shape: Shape) {
+    place.slot += 1u32;
+    if place.slot == comptime!(shape.plan.stages) {
+        place.slot = 0u32;
+        place.parity ^= 1u32;
+    }
+}
+
+/// A ring.
+#[derive(CubeType)]
+pub(super) struct Ring {
+    /// Its number among the cube's.
+    pub(super) number: usize,
+    /// Shared addresses of its first stage, its first *full* and its first *empty* barrier.
+    pub(super) stages: u32,
+    pub(super) full: u32,
+    pub(super) empty: u32,
+}
+
+/// One unit's work, before it asks for anything and others use the barriers.
+#[cube]
+pub(super) fn init_barriers(ring: &Ring, met: u32, #[comptime] shape: Shape) {
+    #[unroll]
+    for slot in 0..comptime!(shape.plan.stages) {
+        let full = ring.full + comptime!(slot * 8);
+        let empty = ring.empty + comptime!(slot * 8);
+        gpu_asm!("mbarrier.init.shared::cta.b64 [{b}], 1;", b = in(_) full);
+        gpu_asm!(
+            "mbarrier.init.shared::cta.b64 [{b}], {n};",
+            b = in(_) empty, n = const 4 * shape.plan.warpgroups,
+        );
+    }
+    if comptime!(shape.plan.split > 1) && ring.number == 0 {
+        gpu_asm!(
+            "mbarrier.init.shared::cta.b64 [{b}], {n};",
+            b = in(_) met, n = const shape.plan.split as usize * shape.plan.workers() / 32,
+        );
+    }
+    gpu_asm!("fence.mbarrier_init.release.cluster; fence.proxy.async.shared::cta;");
+}
+
+/// Waits until the phase of `parity` of a barrier is over.
+#[cube]
+fn wait(barrier: u32, parity: u32) {
+    gpu_asm!(
+        "{{ .reg .pred p; WAIT: mbarrier.try_wait.parity.shared::cta.b64 p, [{b}], {p}; @p bra DONE; bra WAIT; DONE: }}",
+        b = in(_) u32::reinterpret(barrier), p = in(_) u32::reinterpret(parity),
+    );
+}
+
+/// Until the stage of `place` is there.
+#[cube]
+pub(super) fn wait_full(ring: &Ring, place: &Place) {
+    wait(ring.full + place.slot * 8u32, place.parity);
+}
+
+/// A plane has read the stage whose *empty* barrier is at `empty`.
+#[cube]
+pub(super) fn release(empty: u32) {
+    if UNIT_POS & 31u32 == 0u32 {
+        gpu_asm!("mbarrier.arrive.shared::cta.b64 _, [{b}];", b = in(_) u32::reinterpret(empty));
+    }
+}
+
+/// What a ring brings in all.
+#[derive(CubeType)]
+pub(super) struct Source {
+    pub(super) items: usize,
+    pub(super) token_tiles: usize,
+    /// The ring's first step along k, a stage each, and where the cube's share of them ends.
+    pub(super) first: usize,
+    pub(super) end: usize,
+}
+
+/// What is brought next: a step of an item.
+#[derive(CubeType)]
+pub(super) struct Ahead {
+    place: Place,
+    item: usize,
+    step: usize,
+    /// The first row tile and the first token of the item.
+    tile: i32,
+    token: i32,
+}
+
+#[cube]
+pub(super) fn begin(source: &Source, #[comptime] shape: Shape) -> Ahead {
+    let mut ahead = Ahead {
+        place: Place { slot: 0u32, parity: 1u32 },
+        item: CUBE_POS_X as usize,
+        step: source.first,
+        tile: 0i32,
+        token: 0i32,
+    };
+    seek(&mut ahead, source, shape);
+    ahead
+}
+
+#[cube]
+fn seek(ahead: &mut Ahead, source: &Source, #[comptime] shape: Shape) {
+    let rows = ahead.item / source.token_tiles;
+    ahead.tile = (rows * comptime!(shape.plan.tiles as usize)) as i32;
+    let token = (ahead.item - rows * source.token_tiles) * comptime!(shape.plan.tokens as usize);
+    ahead.token = token as i32;
+}
+
+/// Whether there is one more.
+#[cube]
+pub(super) fn more(ahead: &mut Ahead, source: &Source) -> bool {
+    ahead.item < source.items && ahead.step < source.end
+}
+
+/// Brings one stage as soon as its place is free, and goes on to the next: the work of one unit.
+#[cube]
+pub(super) fn bring(
+    x: &Map,
+    words: &Map,
+    scales: &Map,
+    shared: &mut Shared<[U4]>,
+    full: &Shared<[Barrier]>,
+    ring: &Ring,
+    source: &Source,
+    ahead: &mut Ahead,
+    #[comptime] shape: Shape,
+) {
+    let plan = comptime!(shape.plan);
+    let slot = ahead.place.slot;
+    wait(ring.empty + slot * 8u32, ahead.place.parity);
+    gpu_asm!(
+        "mbarrier.arrive.expect_tx.shared::cta.b64 _, [{b}], {n};",
+        b = in(_) ring.full + slot * 8u32, n = const shape.copied_bytes(),
+    );
+    let number = ring.number * comptime!(plan.stages as usize) + slot as usize;
+    let barrier = &full[number];
+    let stage = number * comptime!(shape.stage_bytes() / 16);
+    #[unroll]
+    for block in 0..comptime!(plan.blocks as usize) {
+        let first = stage + comptime!(block * shape.block_bytes() / 16);
+        let kb = ahead.step * comptime!(plan.blocks as usize) + block;
+        let at = first + comptime!(shape.words_at() / 16);
+        let end = at + comptime!(plan.tiles as usize * shape.block_words() / 4);
+        let column = (kb * comptime!(shape.block_words())) as i32;
+        barrier.tma_load_2d(words, &mut shared[at..end], ahead.tile, column);
+        // 128 bytes of a token are eight vectors.
+        let panel = comptime!(plan.tokens as usize * 8);
+        let (other, end) = (first + panel, first + comptime!(2 * panel));
+        let column = (kb * comptime!(2 * PANEL)) as i32;
+        barrier.tma_load_2d(x, &mut shared[first..other], ahead.token, column);
+        let column = column + comptime!(PANEL as i32);
+        barrier.tma_load_2d(x, &mut shared[other..end], ahead.token, column);
+        let at = first + comptime!(shape.scales_at() / 16);
+        let end = at + comptime!(plan.tiles as usize * shape.groups() * 2);
+        let column = scale_column(kb, shape) as i32;
+        barrier.tma_load_2d(scales, &mut shared[at..end], ahead.tile, column);
+    }
+    advance(&mut ahead.place, shape);
+    ahead.step += comptime!(plan.warpgroups_k as usize);
+    if ahead.step >= source.end {
+        ahead.step = source.first;
+        ahead.item += CUBE_COUNT_X as usize;
+        seek(ahead, source, shape);
+    }
+}
+
+/// The first word of the scales of a block in a row of them.
+#[cube]
+fn scale_column(kb: usize, #[comptime] shape: Shape) -> usize {
+    if comptime!(shape.group == 0) {
+        0usize.runtime()
+    } else if comptime!(shape.group as usize > pack::BLOCK_K) {
+        kb / comptime!((shape.group as usize).div_ceil(pack::BLOCK_K)) * 8
+    } else {
+        kb * comptime!(8 * shape.groups())
+    }
+}
+
+/// The address of the first of `barriers`.
+#[cube]
+pub(super) fn address_of(barriers: &Shared<[Barrier]>) -> u32 {
+    // SAFETY: the address of shared memory that lives as long as the kernel.
+    shared_address::<Barrier>(unsafe { barriers.as_ptr_unchecked() })
+}

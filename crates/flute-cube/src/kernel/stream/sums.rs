@@ -1,0 +1,168 @@
+//! Sums: across warpgroups, across cubes of a cluster, and into y.
+
+use super::Shape;
+use crate::kernel::ptx::{
+    F4, U4, arrive_in_cluster, load_cluster_x4, load_shared_f4, sync_some, wait_for_cluster,
+};
+use cubecl::prelude::*;
+
+/// Where a plane's sums belong.
+#[derive(CubeType)]
+pub(super) struct Rows {
+    /// The plane's first row of W.
+    pub(super) row: usize,
+    pub(super) token: usize,
+    pub(super) m: usize,
+    pub(super) n: usize,
+    /// Whether the plane has rows at all.
+    pub(super) exist: bool,
+}
+
+/// Waits for all who fold their sums together: the cube's warpgroups, or those of the whole cluster, whose planes then
+/// arrive at the barrier `met` of each of its cubes. That of the hardware would make those who bring wait too, and with
+/// them what the warpgroups need next.
+#[cube]
+fn meet(met: u32, #[comptime] parity: u32, #[comptime] shape: Shape) {
+    if comptime!(shape.plan.split > 1) {
+        sync_plane();
+        if UNIT_POS % 32u32 == 0u32 {
+            #[unroll]
+            for cube in 0..comptime!(shape.plan.split) {
+                arrive_in_cluster(met, cube);
+            }
+        }
+        wait_for_cluster(met, parity);
+    } else {
+        sync_some(comptime!(shape.plan.workers() as u32));
+    }
+}
+
+/// Stores the sums of a plane; where warpgroups or cubes divide k, after adding theirs in the order of k: first those
+/// of a cube, then cube after cube.
+#[cube]
+pub(super) fn fold<F: Float, D: Size>(
+    sums: Vector<f32, D>,
+    shared: &mut Shared<[U4]>,
+    start: u32,
+    y: &mut [F],
+    bias: &[F],
+    rows: &Rows,
+    #[comptime] shape: Shape,
+) {
+    let plan = comptime!(shape.plan);
+    let tiles = comptime!(plan.tokens as usize / 8);
+    if comptime!(plan.shares() == 1) {
+        #[unroll]
+        for j in 0..tiles {
+            store::<F>(y, bias, tile::<D>(sums, j), rows, comptime!(8 * j), shape);
+        }
+    } else {
+        let first = comptime!(shape.sums_at() / 16);
+        let own = UNIT_POS as usize;
+        let units = comptime!(plan.workers());
+        #[unroll]
+        for j in 0..tiles {
+            shared[first + comptime!(j * units) + own] = U4::reinterpret(tile::<D>(sums, j));
+        }
+        let met = start + comptime!(shape.met_at() as u32);
+        meet(met, 0u32, shape);
+        // The units that hold the same rows, one a warpgroup; each takes its share of the token tiles.
+        let group = comptime!(plan.workers() / plan.warpgroups_k as usize);
+        let share =
+            CUBE_POS_Y as usize * comptime!(plan.warpgroups_k as usize) + UNIT_POS as usize / group;
+        let from = start + ((first + UNIT_POS as usize % group) * 16) as u32;
+        #[unroll]
+        for j in 0..tiles {
+            if share == comptime!(j % plan.shares()) {
+                let mut sum = F4::new(0.0f32);
+                #[unroll]
+                for other in 0..comptime!(plan.shares()) {
+                    let (cube, warpgroup) = comptime!((
+                        other / plan.warpgroups_k as usize,
+                        other % plan.warpgroups_k as usize
+                    ));
+                    let distance = comptime!(((j * units + warpgroup * group) * 16) as u32);
+                    if comptime!(plan.split > 1) {
+                        sum += load_cluster_x4(from, comptime!(cube as u32), distance);
+                    } else {
+                        sum += load_shared_f4(from, distance);
+                    }
+                }
+                store::<F>(y, bias, sum, rows, comptime!(8 * j), shape);
+            }
+        }
+        // Also before the end: others may still read this cube's sums.
+        meet(met, 1u32, shape);
+    }
+}
+
+/// The sums of token tile `j`.
+#[cube]
+fn tile<D: Size>(sums: Vector<f32, D>, #[comptime] j: usize) -> F4 {
+    let mut tile = F4::new(0.0f32);
+    #[unroll]
+    for i in 0..4usize {
+        tile.insert(i, sums.extract(comptime!(4 * j + i)));
+    }
+    tile
+}
+
+/// Rows g and g + 8 with tokens 2t and 2t + 1 of the eight from `token` on. Where two rows make a word, they are turned
+/// so that four lanes write 16 bytes of a token: the lane of row g and tokens 2t, 2t + 1 takes token g and rows 2t,
+/// 2t + 1.
+#[cube]
+fn store<F: Float>(
+    y: &mut [F],
+    bias: &[F],
+    sum: F4,
+    rows: &Rows,
+    #[comptime] token: usize,
+    #[comptime] shape: Shape,
+) {
+    let lane = (UNIT_POS % 32) as usize;
+    let (g, t) = (lane / 4, lane % 4);
+    let (m, n) = (rows.m, rows.n);
+    #[unroll]
+    for half in 0..2usize {
+        let row = rows.row + g + comptime!(8 * half);
+        let mut add = Array::<f32>::new(1usize);
+        add[0] = 0.0f32;
+        if comptime!(shape.bias) {
+            add[0] = f32::cast_from(bias[min(row, n - 1)]);
+        }
+        let even = sum.extract(comptime!(2 * half)) + add[0];
+        let odd = sum.extract(comptime!(2 * half + 1)) + add[0];
+        if comptime!(shape.y_pairs) {
+            let turned = pack_transposed(even, odd, comptime!(shape.ty()));
+            let token = rows.token + token + g;
+            let row = rows.row + comptime!(8 * half) + 2 * t;
+            if rows.exist && token < m && row < n {
+                // SAFETY: below m and n, and n is even.
+                let to = unsafe { y[token * n + row..].as_ptr_unchecked() };
+                gpu_asm!("st.global.b32 [{p}], {v};", p = in(_) to, v = in(_) u32::reinterpret(turned));
+            }
+        } else {
+            let token = rows.token + token + 2 * t;
+            if rows.exist && row < n {
+                if token < m {
+                    y[token * n + row] = F::cast_from(even);
+                }
+                if token + 1 < m {
+                    y[(token + 1) * n + row] = F::cast_from(odd);
+                }
+            }
+        }
+    }
+}
+
+/// Eight by eight sums of a plane, rounded to pairs and turned.
+#[cube]
+fn pack_transposed(even: f32, odd: f32, #[comptime] ty: &str) -> u32 {
+    let turned: u32;
+    gpu_asm!(
+        "{{ .reg .b32 t; cvt.rn.{ty}x2.f32 t, {o}, {e}; movmatrix.sync.aligned.m8n8.trans.b16 {d}, t; }}",
+        d = out(_) turned, o = in(_) f32::reinterpret(odd), e = in(_) f32::reinterpret(even),
+        options(nomem),
+    );
+    turned
+}

@@ -1,0 +1,139 @@
+//! Weights: a plane's words in a stage, how they become the A operand, and the scales that go with them.
+
+use super::Shape;
+use crate::kernel::ptx::{
+    U4, load_shared, load_shared_x2, load_shared_x4, lookup, lookup_quad, shared_address,
+};
+use cubecl::prelude::*;
+
+/// A lane's words of its plane's row tile in a stage.
+#[cube]
+pub(super) fn load_words(words: &mut Array<u32>, tile: u32, lane: u32, #[comptime] shape: Shape) {
+    let head = load_shared_x4(tile + lane * 16u32, 0u32);
+    #[unroll]
+    for w in 0..4usize {
+        words[w] = head.extract(w);
+    }
+    if comptime!(shape.bits == 4) {
+        let tail = load_shared_x4(tile + lane * 16u32, 512u32);
+        #[unroll]
+        for w in 0..4usize {
+            words[4 + w] = tail.extract(w);
+        }
+    }
+    if comptime!(shape.bits == 3) {
+        let tail = load_shared_x2(tile + lane * 8u32, 512u32);
+        words[4] = tail.extract(0usize);
+        words[5] = tail.extract(1usize);
+    }
+}
+
+/// The scales of rows g and g + 8 in the groups from `first` on whose chains begin together.
+#[cube]
+pub(super) fn load_scales<F: Float, S: Size>(
+    tile: u32,
+    lane: u32,
+    #[comptime] first: usize,
+    #[comptime] shape: Shape,
+) -> Vector<f32, S> {
+    let mut scales = Vector::<f32, S>::new(0.0f32);
+    #[unroll]
+    for group in 0..comptime!(shape.joint()) {
+        let word = load_shared(tile + lane / 4u32 * 4u32, comptime!((first + group) as u32 * 32));
+        let pair = Vector::<F, Const<2>>::reinterpret(word);
+        scales.insert(comptime!(2 * group), f32::cast_from(pair.extract(0usize)));
+        scales.insert(comptime!(2 * group + 1), f32::cast_from(pair.extract(1usize)));
+    }
+    scales
+}
+
+/// The A operands of a part of a block, one for each round of chains: four registers an instruction ([`crate::pack`]
+/// has the layout).
+#[cube]
+pub(super) fn decode<A: Size>(
+    words: &Array<u32>,
+    into: &mut Array<Vector<u32, A>>,
+    table: u32,
+    #[comptime] part: usize,
+    #[comptime] shape: Shape,
+) {
+    #[unroll]
+    for round in 0..comptime!(shape.rounds()) {
+        let mut a = Vector::<u32, A>::new(0u32);
+        #[unroll]
+        for step in 0..comptime!(shape.instructions()) {
+            let f = comptime!(shape.chains(part, round).first + step);
+            if comptime!(shape.bits == 2) {
+                #[unroll]
+                for row in 0..2usize {
+                    let slot = comptime!((f % 2 * 2 + row) as u32);
+                    let quad = lookup_quad(words[comptime!(f / 2)], table, slot);
+                    a.insert(comptime!(4 * step + row), quad.extract(0usize));
+                    a.insert(comptime!(4 * step + row + 2), quad.extract(1usize));
+                }
+            } else {
+                let mut indices = Array::<u32>::new(1usize);
+                if comptime!(shape.bits == 4) {
+                    indices[0] = words[f];
+                } else {
+                    let first = comptime!(f / 4 * 3);
+                    if comptime!(f % 4 < 3) {
+                        indices[0] = words[comptime!(first + f % 4)] & 0x3f3f_3f3fu32;
+                    } else {
+                        indices[0] = ((words[first] >> 6u32) & 0x0303_0303u32)
+                            | ((words[first + 1] >> 4u32) & 0x0c0c_0c0cu32)
+                            | ((words[first + 2] >> 2u32) & 0x3030_3030u32);
+                    }
+                }
+                #[unroll]
+                for slot in 0..4usize {
+                    let pair = lookup(indices[0], table, comptime!(slot as u32));
+                    a.insert(comptime!(4 * step + slot), pair);
+                }
+            }
+        }
+        into[round] = a;
+    }
+}
+
+/// The pair table at vector `first` of shared memory, a copy for every lane (two bits: a table of quads, a copy for
+/// two). All loads come before the first store, so that there is one latency and not one a vector.
+#[cube]
+pub(super) fn fill_table(
+    pairs: &[u32],
+    shared: &mut Shared<[U4]>,
+    #[comptime] first: usize,
+    #[comptime] shape: Shape,
+) {
+    let vectors = comptime!(shape.table_bytes() / 16);
+    let units = comptime!(shape.plan.workers());
+    let fills = comptime!(vectors.div_ceil(units));
+    let mut entries = Array::<U4>::new(fills);
+    #[unroll]
+    for i in 0..fills {
+        let index = min(UNIT_POS as usize + i * units, comptime!(vectors - 1)) / 8;
+        entries[i] = if comptime!(shape.bits == 2) {
+            let (low, high) = (pairs[index % 16], pairs[index / 16]);
+            let mut vector = U4::new(low);
+            vector.insert(1usize, high);
+            vector.insert(3usize, high);
+            vector
+        } else {
+            U4::new(pairs[index])
+        };
+    }
+    #[unroll]
+    for i in 0..fills {
+        let at = UNIT_POS as usize + i * units;
+        if at < vectors {
+            shared[first + at] = entries[i];
+        }
+    }
+}
+
+/// The shared address of `shared`.
+#[cube]
+pub(super) fn address_of(shared: &Shared<[U4]>) -> u32 {
+    // SAFETY: the address of shared memory that lives as long as the kernel.
+    shared_address::<U4>(unsafe { shared.as_ptr_unchecked() })
+}

@@ -1,0 +1,263 @@
+//! The shape of the streaming kernel.
+
+use super::wgmma::TILE_ROWS;
+use crate::{Dtype, Error, Group, Limits, Problem, Result, pack};
+use core::fmt;
+use serde::{Deserialize, Serialize};
+
+/// How the streaming kernel cuts a problem.
+///
+/// A cube serves `tiles` tiles of 16 rows of W and `tokens` rows of x; it stays and takes further ones until none is
+/// left. Its `warpgroups` share the rows, 64 each at most; `warpgroups_k` such groups divide k, each with a ring of its
+/// own, and `split` cubes divide k among each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct StreamPlan {
+    /// Warpgroups with rows of W of their own, 128 units each.
+    pub warpgroups: u32,
+    /// Groups of warpgroups that share the rows and divide k.
+    pub warpgroups_k: u32,
+    /// Tiles of 16 rows of W of a cube: up to four a warpgroup.
+    pub tiles: u32,
+    /// Rows of x of a cube.
+    pub tokens: u32,
+    /// Blocks of 128 of k in a stage of a ring.
+    pub blocks: u32,
+    /// Stages of each ring, most of them ahead of their use.
+    pub stages: u32,
+    /// Cubes, a cluster, that share a tile and divide k.
+    pub split: u32,
+}
+
+/// Bytes of one stage of a ring, part by part.
+#[derive(Clone, Copy)]
+pub(crate) struct Sizes {
+    pub(crate) plan: StreamPlan,
+    pub(crate) bits: u8,
+    /// Groups of a block, or 1 where groups are longer.
+    pub(crate) groups: usize,
+}
+
+impl Sizes {
+    /// Of the pair table, once for every lane; two bits look up four weights at a time.
+    pub(crate) fn table(self) -> usize {
+        128 << if self.bits == 3 { 6 } else { 8 }
+    }
+    /// Of x: a block of every token.
+    pub(crate) fn tokens(self) -> usize {
+        2 * pack::BLOCK_K * self.plan.tokens as usize
+    }
+    pub(crate) fn words(self) -> usize {
+        256 * usize::from(self.bits) * self.plan.tiles as usize
+    }
+    pub(crate) fn scales(self) -> usize {
+        32 * self.groups * self.plan.tiles as usize
+    }
+    /// Of a block, at the start of which the matrix unit's swizzle repeats.
+    pub(crate) fn block(self) -> usize {
+        (self.tokens() + self.words() + self.scales()).next_multiple_of(1024)
+    }
+}
+
+/// What the alignment of the stages may cost, and the barriers.
+const SLACK: usize = 2048;
+/// Registers of products that chains which begin together may take.
+const PRODUCTS: usize = 32;
+/// Rows of x from which on a cube's sums and products leave no room for four warpgroups.
+const MOST_TOKENS: usize = 64;
+
+impl StreamPlan {
+    /// Units of a cube: those that multiply, and of a plane a ring one that brings.
+    pub fn units(&self) -> usize {
+        self.workers() + if self.brings_beside() { 32 * self.warpgroups_k as usize } else { 0 }
+    }
+
+    /// Whether planes that do nothing else bring what others work on: where 96 registers a unit are enough, which is
+    /// what five planes of each quarter of a multiprocessor leave.
+    pub(crate) fn brings_beside(&self) -> bool {
+        self.tokens < 64
+    }
+
+    /// Units that multiply.
+    pub(crate) fn workers(&self) -> usize {
+        128 * (self.warpgroups * self.warpgroups_k) as usize
+    }
+
+    /// Rows of W of a cube.
+    pub fn rows(&self) -> usize {
+        pack::BLOCK_ROWS * self.tiles as usize
+    }
+
+    /// Shares of k whose sums are folded.
+    pub(crate) fn shares(&self) -> usize {
+        (self.warpgroups_k * self.split) as usize
+    }
+
+    /// Parts of a block that go through the matrix unit one after another.
+    pub(crate) fn parts(&self) -> usize {
+        if self.tokens < 64 { 2 } else { 1 }
+    }
+
+    /// Groups of a part, of `groups`, whose chains begin together.
+    pub(crate) fn joint(&self, groups: usize) -> usize {
+        let both = groups == 2 && self.tokens as usize <= PRODUCTS;
+        1 + usize::from(both)
+    }
+
+    /// Bytes of sums that are folded.
+    pub(crate) fn sums_bytes(&self) -> usize {
+        if self.shares() == 1 { 0 } else { 2 * self.workers() * self.tokens as usize }
+    }
+
+    /// Bytes of shared memory.
+    pub fn shared_bytes(&self, problem: &Problem) -> usize {
+        let sizes = self.sizes(problem);
+        let ring = (self.stages * self.blocks) as usize * sizes.block();
+        self.warpgroups_k as usize * ring + sizes.table() + self.sums_bytes() + SLACK
+    }
+
+    fn sizes(&self, problem: &Problem) -> Sizes {
+        let groups = match problem.format.group {
+            Group::Size(size) => pack::BLOCK_K.div_ceil(size as usize),
+            Group::Whole => 1,
+        };
+        Sizes { plan: *self, bits: problem.format.bits.get(), groups }
+    }
+
+    /// Cubes that share k run at once on a device of `processors`.
+    fn room(processors: usize, split: u32) -> usize {
+        // Clusters stay within a group of multiprocessors, whose sizes are not all multiples of theirs: an H200 of 132
+        // runs 66 pairs, but 30 clusters of 4 and 15 of 8.
+        let room = if split > 2 { processors - processors.div_ceil(11) } else { processors };
+        (room / split as usize).max(1)
+    }
+
+    /// Tiles of rows and tokens.
+    fn items(&self, problem: &Problem) -> usize {
+        problem.n.div_ceil(self.rows()) * problem.m.div_ceil(self.tokens as usize)
+    }
+
+    /// Cubes along n.
+    pub(crate) fn cubes(&self, problem: &Problem, processors: usize) -> usize {
+        Self::room(processors, self.split).min(self.items(problem))
+    }
+
+    /// Registers that a unit cannot do without: the sums, the products and the weights of what begins together, the
+    /// words, and some for addresses.
+    fn registers(&self, problem: &Problem) -> usize {
+        let groups = self.sizes(problem).groups;
+        let tokens = self.tokens as usize / 2;
+        let words = 2 * usize::from(problem.format.bits.get());
+        tokens + self.joint(groups.div_ceil(self.parts())) * tokens + 32 + words + 16
+    }
+
+    pub(super) fn select(problem: &Problem, limits: &Limits) -> Option<Self> {
+        let all = Self::candidates(problem, limits);
+        all.into_iter().min_by(|a, b| a.cost(problem, limits).total_cmp(&b.cost(problem, limits)))
+    }
+
+    /// Microseconds on an H200, roughly. Only the order of plans means anything.
+    pub(super) fn cost(&self, problem: &Problem, limits: &Limits) -> f64 {
+        let room = Self::room(limits.processors, self.split);
+        let rounds = self.items(problem).div_ceil(room);
+        let blocks = problem.k.div_ceil(pack::BLOCK_K).div_ceil(self.shares());
+        // Of a stage in each ring, cycles of shared memory: words twice, lookups, x once and for the matrix unit.
+        let tokens = f64::from(self.tokens);
+        let (tiles, words) = (f64::from(self.tiles), 4.0 * f64::from(problem.format.bits.get()));
+        let tile = 32.0 + words + tokens / 2.0;
+        let memory = self.sizes(problem).block() as f64 / 17.0;
+        let stage = (tiles * tile + 2.0 * tokens).max(memory);
+        let ring = f64::from(self.warpgroups_k) * stage / 1900.0;
+        rounds as f64 * (blocks as f64 * ring + 0.4) + if self.split > 1 { 0.6 } else { 0.0 }
+    }
+
+    /// Every way to share warpgroups and cubes between rows and k, with as many row tiles as give all cubes the same.
+    pub(super) fn candidates(problem: &Problem, limits: &Limits) -> Vec<Self> {
+        if problem.m > MOST_TOKENS {
+            return vec![];
+        }
+        let tokens = (problem.m.max(1) as u32).next_power_of_two().max(8);
+        let tiles = problem.n.div_ceil(pack::BLOCK_ROWS);
+        let mut plans: Vec<Self> = vec![];
+        for (warpgroups, warpgroups_k) in [(4, 1), (2, 2), (1, 4)] {
+            for split in [1, 2, 4, 8] {
+                let room = Self::room(limits.processors, split);
+                let most = 4 * warpgroups as usize;
+                let rounds = tiles.div_ceil(most * room);
+                let own = tiles.div_ceil(rounds * room).clamp(1, most);
+                // Half of the planes would wait where fewer warpgroups a row would have them all work.
+                if warpgroups > 1 && own <= most / 2 {
+                    continue;
+                }
+                let plan = Self {
+                    warpgroups,
+                    warpgroups_k,
+                    tiles: own as u32,
+                    tokens,
+                    blocks: 2,
+                    stages: 0,
+                    split,
+                };
+                let idle = plan.items(problem) * split as usize <= limits.processors;
+                let blocks = problem.k.div_ceil(pack::BLOCK_K);
+                if split > 1 && (!idle || blocks < 2 * plan.shares()) {
+                    continue;
+                }
+                let rings = [(2, 5), (2, 4), (2, 3), (1, 4), (1, 3)];
+                let fitting =
+                    rings.into_iter().map(|(blocks, stages)| Self { blocks, stages, ..plan });
+                plans.extend(fitting.into_iter().find(|p| p.validate(problem, limits).is_ok()));
+            }
+        }
+        plans
+    }
+
+    pub(super) fn validate(&self, problem: &Problem, limits: &Limits) -> Result<()> {
+        let device = || limits.name.clone();
+        if !(limits.mma && limits.wgmma) {
+            return Err(Error::UnsupportedPlan {
+                what: "warpgroup path",
+                needed: 1,
+                offered: 0,
+                device: device(),
+            });
+        }
+        if problem.dtype == Dtype::F32 {
+            let reason = "tensor cores take f16 or bf16 activations, and the problem has f32 ones"
+                .to_string();
+            return Err(Error::InvalidPlan { reason });
+        }
+        let counts = [self.warpgroups, self.warpgroups_k].iter().all(|c| (1..=8).contains(c));
+        let tiles =
+            (1..=self.warpgroups * (TILE_ROWS / pack::BLOCK_ROWS) as u32).contains(&self.tiles);
+        let tokens = matches!(self.tokens, 8 | 16 | 32 | 64);
+        let split = matches!(self.split, 1 | 2 | 4 | 8) && matches!(self.blocks, 1 | 2);
+        if !(counts && tiles && tokens && split && (3..=16).contains(&self.stages)) {
+            let reason = format!(
+                "{self}: warpgroups must lie in 1..=8, tiles in 1..={}, tokens be 8, 16, 32 or 64, stages lie in 3..=16, blocks be 1 or 2, and split be 1, 2, 4 or 8",
+                4 * self.warpgroups
+            );
+            return Err(Error::InvalidPlan { reason });
+        }
+        let units = self.units();
+        for (what, needed, offered) in [
+            ("bytes of shared memory", self.shared_bytes(problem), limits.shared_bytes),
+            ("units a cube", units, limits.cube_units),
+            ("registers a unit", self.registers(problem), (1 << 16) / units.next_multiple_of(128)),
+        ] {
+            if needed > offered {
+                return Err(Error::UnsupportedPlan { what, needed, offered, device: device() });
+            }
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for StreamPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { warpgroups, warpgroups_k, tiles, tokens, blocks, stages, split } = self;
+        write!(
+            f,
+            "stream warpgroups={warpgroups}x{warpgroups_k} tiles={tiles} tokens={tokens} stages={stages}x{blocks} split={split}"
+        )
+    }
+}
