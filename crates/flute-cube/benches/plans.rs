@@ -1,8 +1,8 @@
 //! Every plan of a problem, checked and timed: what the planner's rules are calibrated with.
 //!
 //! `cargo bench --bench plans -- --shape 4096x4096 --m 1,16 --bits 4,3,2 --group 128 --top 5`. Timings are graph
-//! replays over copies of the weights that together exceed any cache. Several of these programs with the same `--lock
-//! FILE` compile at the same time and take turns with the device. With `--attend` attention is timed instead, with
+//! replays over copies of the weights that together exceed any cache. Several of these programs (`--peers N`) with the
+//! same `--lock FILE` compile at the same time, wait for each other, and then take turns with the device. With `--attend` attention is timed instead, with
 //! `--rotate` a rotation of x before the product.
 
 #[path = "plans/attend.rs"]
@@ -28,6 +28,7 @@ struct Options {
     only: String,
     grid: bool,
     lock: Option<String>,
+    peers: usize,
     attend: Vec<[usize; 3]>,
     context: Vec<usize>,
     rotate: Vec<usize>,
@@ -56,6 +57,7 @@ fn options() -> Options {
         only: value("--only", ""),
         grid: std::env::args().any(|a| a == "--grid"),
         lock: Some(value("--lock", "")).filter(|file| !file.is_empty()),
+        peers: list("--peers", "1")[0],
         attend: value("--attend", "").split(',').filter_map(heads).collect(),
         context: list("--context", ""),
         rotate: list("--rotate", ""),
@@ -78,8 +80,7 @@ fn main() -> Result<()> {
         }
         return Ok(());
     }
-    let rate = measure::read_rate(&client, 1 << 30)?;
-    println!("{} ({}), reads {:.2} TB/s", limits.name, limits.runtime, rate / 1e12);
+    let mut sweeps = vec![];
     for (n, k) in &options.shapes {
         for bits in &options.bits {
             for group in &options.groups {
@@ -88,7 +89,7 @@ fn main() -> Result<()> {
                     let problem =
                         Problem { m: *m, n: *n, k: *k, format, dtype: options.dtype, bias: false };
                     if options.rotate.is_empty() {
-                        sweep(&client, &limits, &problem, rate, &options)?;
+                        sweeps.push(Sweep::new(&client, &limits, &problem, &options)?);
                     }
                     for block in &options.rotate {
                         rotate::time(&client, &problem, *block)?;
@@ -97,47 +98,77 @@ fn main() -> Result<()> {
             }
         }
     }
+    let lock = options.lock.as_ref().and_then(|file| std::fs::File::create(file).ok());
+    if let Some(file) = &options.lock {
+        await_peers(file, options.peers);
+    }
+    let _turn = lock.as_ref().map(std::fs::File::lock);
+    let rate = measure::read_rate(&client, 1 << 30)?;
+    println!("{} ({}), reads {:.2} TB/s", limits.name, limits.runtime, rate / 1e12);
+    for sweep in &sweeps {
+        sweep.run(rate, options.top);
+    }
     Ok(())
 }
 
-fn sweep(
-    client: &Client,
-    limits: &Limits,
-    problem: &Problem,
-    rate: f64,
-    options: &Options,
-) -> Result<()> {
-    let workload = Workload::new(client, problem)?;
-    let selected = Plan::select(problem, limits)?;
-    let plans =
-        if options.grid { grid::all(problem, limits) } else { Plan::candidates(problem, limits)? };
-    let mut rows = vec![];
-    let wanted = |plan: &Plan| {
-        options.only.split('+').all(|part| plan.to_string().contains(part))
-            && workload.check(plan).inspect_err(|error| println!("{plan}: {error}")).is_ok()
-    };
-    let plans: Vec<Plan> = plans.into_iter().filter(wanted).collect();
-    let lock = options.lock.as_ref().and_then(|file| std::fs::File::create(file).ok());
-    let _turn = lock.as_ref().map(std::fs::File::lock);
-    for plan in plans {
-        match workload.time(&plan) {
-            Ok(run) => {
-                let verdict = if run.is_right() { "" } else { "  WRONG" };
-                let chosen = if plan == selected { " *" } else { "" };
-                rows.push((run.timing.median, format!("{plan}{chosen}{verdict}")));
+/// Waits until `peers` programs have come this far, this one among them, but for a minute at most.
+fn await_peers(file: &str, peers: usize) {
+    let ready = std::path::PathBuf::from(format!("{file}.ready"));
+    let _ = std::fs::create_dir_all(&ready);
+    let _ = std::fs::write(ready.join(std::process::id().to_string()), "");
+    let start = std::time::Instant::now();
+    let late = |start: std::time::Instant| start.elapsed().as_secs() > 60;
+    while !late(start) && std::fs::read_dir(&ready).map_or(peers, Iterator::count) < peers {
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+}
+
+/// A problem on the device and the plans that solved it.
+struct Sweep {
+    problem: Problem,
+    workload: Workload,
+    plans: Vec<Plan>,
+    selected: Plan,
+}
+
+impl Sweep {
+    /// Compiles and checks every plan that is asked for.
+    fn new(client: &Client, limits: &Limits, problem: &Problem, options: &Options) -> Result<Self> {
+        let workload = Workload::new(client, problem)?;
+        let selected = Plan::select(problem, limits)?;
+        let plans = match options.grid {
+            true => grid::all(problem, limits),
+            false => Plan::candidates(problem, limits)?,
+        };
+        let wanted = |plan: &Plan| {
+            options.only.split('+').all(|part| plan.to_string().contains(part))
+                && workload.check(plan).inspect_err(|error| println!("{plan}: {error}")).is_ok()
+        };
+        let plans = plans.into_iter().filter(wanted).collect();
+        Ok(Self { problem: *problem, workload, plans, selected })
+    }
+
+    fn run(&self, rate: f64, top: usize) {
+        let mut rows = vec![];
+        for plan in &self.plans {
+            match self.workload.time(plan) {
+                Ok(run) => {
+                    let verdict = if run.is_right() { "" } else { "  WRONG" };
+                    let chosen = if *plan == self.selected { " *" } else { "" };
+                    rows.push((run.timing.median, format!("{plan}{chosen}{verdict}")));
+                }
+                Err(error) => println!("{plan}: {error}"),
             }
-            Err(error) => println!("{plan}: {error}"),
+        }
+        rows.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let floor = measure::floor(&self.problem, rate);
+        let Problem { m, n, k, format, dtype, .. } = self.problem;
+        println!("n={n} k={k} m={m} {format} {dtype}: floor {:.2} µs", floor * 1e6);
+        let chosen = rows.iter().position(|r| r.1.contains(" *")).unwrap_or(0);
+        for (i, (seconds, plan)) in rows.iter().enumerate() {
+            if i < top || i == chosen || plan.contains("WRONG") {
+                println!("  {:>8.2} µs  {:>5.2} of floor  {plan}", seconds * 1e6, floor / seconds);
+            }
         }
     }
-    rows.sort_by(|a, b| a.0.total_cmp(&b.0));
-    let floor = measure::floor(problem, rate);
-    let Problem { m, n, k, format, dtype, .. } = *problem;
-    println!("n={n} k={k} m={m} {format} {dtype}: floor {:.2} µs", floor * 1e6);
-    let chosen = rows.iter().position(|r| r.1.contains(" *")).unwrap_or(0);
-    for (i, (seconds, plan)) in rows.iter().enumerate() {
-        if i < options.top || i == chosen || plan.contains("WRONG") {
-            println!("  {:>8.2} µs  {:>5.2} of floor  {plan}", seconds * 1e6, floor / seconds);
-        }
-    }
-    Ok(())
 }

@@ -87,8 +87,8 @@ fn warpgroups(problem: &Problem, limits: &Limits) -> Vec<Plan> {
 
 /// More streaming plans than the planner considers.
 fn streams(problem: &Problem, limits: &Limits) -> Vec<Plan> {
-    let tokens = (problem.m as u32).next_power_of_two().clamp(8, 64);
-    let tiles = problem.n.div_ceil(16);
+    let tokens = (problem.m as u32).clamp(8, 128).next_power_of_two();
+    let tiles = problem.n.div_ceil(16) * problem.m.div_ceil(tokens as usize);
     let mut plans: Vec<Plan> = vec![];
     for (warpgroups, warpgroups_k) in [(4, 1), (2, 2), (1, 4), (2, 1)] {
         for split in [1, 2, 4] {

@@ -91,6 +91,23 @@ pub(in crate::kernel) fn lookup_quad(indices: u32, table: u32, #[comptime] slot:
     pairs
 }
 
+/// A pair of halves times half `which` of `scales`, rounded once. `ty` is `f16` or `bf16`.
+#[cube]
+pub(in crate::kernel) fn scale_pair(
+    pair: u32,
+    scales: u32,
+    #[comptime] which: u32,
+    #[comptime] ty: &str,
+) -> u32 {
+    let scaled: u32;
+    gpu_asm!(
+        "{{ .reg .b32 s; prmt.b32 s, {s}, {s}, {which}; mul.rn.{ty}x2 {d}, {p}, s; }}",
+        p = in(_) u32::reinterpret(pair), s = in(_) u32::reinterpret(scales), d = out(_) scaled,
+        which = const if which == 0 { 0x1010 } else { 0x3232 }, options(pure, nomem),
+    );
+    scaled
+}
+
 /// Four 8×8 matrices of halves, whose rows of 16 bytes lie `distance` from the lanes' addresses. Not pure: what lies
 /// there changes between barriers.
 #[cube]

@@ -63,18 +63,12 @@ const SLACK: usize = 2048;
 /// Registers of products that chains which begin together may take.
 const PRODUCTS: usize = 32;
 /// Rows of x from which on a cube's sums and products leave no room for four warpgroups.
-const MOST_TOKENS: usize = 64;
+const MOST_TOKENS: usize = 128;
 
 impl StreamPlan {
     /// Units of a cube: those that multiply, and of a plane a ring one that brings.
     pub fn units(&self) -> usize {
         self.workers() + if self.brings_beside() { 32 * self.warpgroups_k as usize } else { 0 }
-    }
-
-    /// Whether planes that do nothing else bring what others work on: where 96 registers a unit are enough, which is
-    /// what five planes of each quarter of a multiprocessor leave.
-    pub(crate) fn brings_beside(&self) -> bool {
-        self.tokens < 64
     }
 
     /// Units that multiply.
@@ -92,12 +86,19 @@ impl StreamPlan {
         (self.warpgroups_k * self.split) as usize
     }
 
-    /// Parts of a block that go through the matrix unit one after another.
-    pub(crate) fn parts(&self) -> usize {
-        if self.tokens < 64 { 2 } else { 1 }
+    /// Whether planes that do nothing else bring what others work on: not where a plane more would take registers from
+    /// the warpgroups that they need. Five planes in each quarter of a multiprocessor have 96 a unit, four 128.
+    pub(crate) fn brings_beside(&self) -> bool {
+        self.tokens <= 64 || self.warpgroups * self.warpgroups_k <= 2
     }
 
-    /// Groups of a part, of `groups`, whose chains begin together.
+    /// Whether scales meet weights, which rounds each of those once more, and not sums: where multiplying sums would take
+    /// registers and time that the matrix unit wants. Errors double; a product with an identity stays exact.
+    pub fn scales_weights(&self) -> bool {
+        self.tokens > 32
+    }
+
+    /// Groups of half a block, of `groups`, whose chains begin together.
     pub(crate) fn joint(&self, groups: usize) -> usize {
         let both = groups == 2 && self.tokens as usize <= PRODUCTS;
         1 + usize::from(both)
@@ -108,11 +109,19 @@ impl StreamPlan {
         if self.shares() == 1 { 0 } else { 2 * self.workers() * self.tokens as usize }
     }
 
-    /// Bytes of shared memory.
-    pub fn shared_bytes(&self, problem: &Problem) -> usize {
+    /// Whether every cube has one item: then nothing is in the rings any more when its sums are folded, and they take
+    /// the place of the rings.
+    pub(crate) fn ends(&self, problem: &Problem, processors: usize) -> bool {
+        self.items(problem) <= Self::room(processors, self.split)
+    }
+
+    /// Bytes of shared memory on a device of `processors`.
+    pub fn shared_bytes(&self, problem: &Problem, processors: usize) -> usize {
         let sizes = self.sizes(problem);
-        let ring = (self.stages * self.blocks) as usize * sizes.block();
-        self.warpgroups_k as usize * ring + sizes.table() + self.sums_bytes() + SLACK
+        let rings = (self.warpgroups_k * self.stages * self.blocks) as usize * sizes.block();
+        let sums = self.sums_bytes();
+        let both = if self.ends(problem, processors) { rings.max(sums) } else { rings + sums };
+        both + sizes.table() + SLACK
     }
 
     fn sizes(&self, problem: &Problem) -> Sizes {
@@ -147,7 +156,9 @@ impl StreamPlan {
         let groups = self.sizes(problem).groups;
         let tokens = self.tokens as usize / 2;
         let words = 2 * usize::from(problem.format.bits.get());
-        tokens + self.joint(groups.div_ceil(self.parts())) * tokens + 32 + words + 16
+        let products =
+            if self.scales_weights() { groups } else { self.joint(groups.div_ceil(2)) * tokens };
+        tokens + products + 32 + words + 16
     }
 
     pub(super) fn select(problem: &Problem, limits: &Limits) -> Option<Self> {
@@ -157,57 +168,61 @@ impl StreamPlan {
 
     /// Microseconds on an H200, roughly. Only the order of plans means anything.
     pub(super) fn cost(&self, problem: &Problem, limits: &Limits) -> f64 {
-        let room = Self::room(limits.processors, self.split);
-        let rounds = self.items(problem).div_ceil(room);
-        let blocks = problem.k.div_ceil(pack::BLOCK_K).div_ceil(self.shares());
-        // Of a stage in each ring, cycles of shared memory: words twice, lookups, x once and for the matrix unit.
-        let tokens = f64::from(self.tokens);
-        let (tiles, words) = (f64::from(self.tiles), 4.0 * f64::from(problem.format.bits.get()));
-        let tile = 32.0 + words + tokens / 2.0;
-        let memory = self.sizes(problem).block() as f64 / 17.0;
-        let stage = (tiles * tile + 2.0 * tokens).max(memory);
-        let ring = f64::from(self.warpgroups_k) * stage / 1900.0;
-        rounds as f64 * (blocks as f64 * ring + 0.4) + if self.split > 1 { 0.6 } else { 0.0 }
+        let rounds = self.items(problem).div_ceil(Self::room(limits.processors, self.split));
+        let steps = problem.k.div_ceil(pack::BLOCK_K).div_ceil(self.shares());
+        let (tiles, tokens) = (f64::from(self.tiles), f64::from(self.tokens));
+        let (warpgroups, rings) = (f64::from(self.warpgroups), f64::from(self.warpgroups_k));
+        // Of a block, in cycles. Shared memory: words twice, lookups, x once and for the matrix unit.
+        let words = 4.0 * f64::from(problem.format.bits.get());
+        let shared = tiles * (34.0 + words) + 2.0 * tokens + 2.0 * warpgroups * tokens;
+        let matrix = 4.0 * warpgroups * tokens;
+        let memory = self.sizes(problem).block() as f64 / 24.0;
+        // And what a plane takes for one alone.
+        let alone = 480.0 + 8.0 * tokens;
+        let step = alone.max(1.25 * rings * shared.max(matrix).max(memory));
+        let fold =
+            if self.shares() > 1 { 0.4 } else { 0.0 } + if self.split > 1 { 0.6 } else { 0.0 };
+        rounds as f64 * (steps as f64 * step / 1900.0 + fold) + 3.0
     }
 
-    /// Every way to share warpgroups and cubes between rows and k, with as many row tiles as give all cubes the same.
+    /// The most promising ways to share warpgroups and cubes between rows and k, with as many row tiles as give all
+    /// cubes the same.
     pub(super) fn candidates(problem: &Problem, limits: &Limits) -> Vec<Self> {
-        if problem.m > MOST_TOKENS {
-            return vec![];
-        }
-        let tokens = (problem.m.max(1) as u32).next_power_of_two().max(8);
+        const MOST: usize = 4;
+        let tokens = problem.m.clamp(8, MOST_TOKENS).next_power_of_two() as u32;
+        let token_tiles = problem.m.div_ceil(tokens as usize).max(1);
         let tiles = problem.n.div_ceil(pack::BLOCK_ROWS);
+        let blocks = problem.k.div_ceil(pack::BLOCK_K);
         let mut plans: Vec<Self> = vec![];
-        for (warpgroups, warpgroups_k) in [(4, 1), (2, 2), (1, 4)] {
+        for (warpgroups, warpgroups_k) in [(4, 1), (2, 2), (1, 4), (2, 1), (1, 2)] {
             for split in [1, 2, 4, 8] {
                 let room = Self::room(limits.processors, split);
                 let most = 4 * warpgroups as usize;
-                let rounds = tiles.div_ceil(most * room);
-                let own = tiles.div_ceil(rounds * room).clamp(1, most);
-                // Half of the planes would wait where fewer warpgroups a row would have them all work.
-                if warpgroups > 1 && own <= most / 2 {
-                    continue;
-                }
+                let rounds = (tiles.div_ceil(most) * token_tiles).div_ceil(room);
+                let own = (tiles * token_tiles).div_ceil(rounds * room).clamp(1, most) as u32;
                 let plan = Self {
                     warpgroups,
                     warpgroups_k,
-                    tiles: own as u32,
+                    tiles: own,
                     tokens,
-                    blocks: 2,
+                    blocks: 1,
                     stages: 0,
                     split,
                 };
-                let idle = plan.items(problem) * split as usize <= limits.processors;
-                let blocks = problem.k.div_ceil(pack::BLOCK_K);
-                if split > 1 && (!idle || blocks < 2 * plan.shares()) {
+                if plan.shares() > 1 && blocks < 2 * plan.shares() {
                     continue;
                 }
-                let rings = [(2, 5), (2, 4), (2, 3), (1, 4), (1, 3)];
-                let fitting =
-                    rings.into_iter().map(|(blocks, stages)| Self { blocks, stages, ..plan });
-                plans.extend(fitting.into_iter().find(|p| p.validate(problem, limits).is_ok()));
+                // Two blocks a stage halve what a stage costs; but who brings as a side job is late with them.
+                let rings: &[(u32, u32)] = match plan.brings_beside() {
+                    true => &[(2, 5), (2, 4), (2, 3), (1, 5), (1, 4), (1, 3)],
+                    false => &[(1, 8), (1, 6), (1, 5), (1, 4), (1, 3)],
+                };
+                let rings = rings.iter().map(|&(blocks, stages)| Self { blocks, stages, ..plan });
+                plans.extend(rings.into_iter().find(|p| p.validate(problem, limits).is_ok()));
             }
         }
+        plans.sort_by(|a, b| a.cost(problem, limits).total_cmp(&b.cost(problem, limits)));
+        plans.truncate(MOST);
         plans
     }
 
@@ -229,18 +244,22 @@ impl StreamPlan {
         let counts = [self.warpgroups, self.warpgroups_k].iter().all(|c| (1..=8).contains(c));
         let tiles =
             (1..=self.warpgroups * (TILE_ROWS / pack::BLOCK_ROWS) as u32).contains(&self.tiles);
-        let tokens = matches!(self.tokens, 8 | 16 | 32 | 64);
+        let tokens = matches!(self.tokens, 8 | 16 | 32 | 64 | 128);
         let split = matches!(self.split, 1 | 2 | 4 | 8) && matches!(self.blocks, 1 | 2);
         if !(counts && tiles && tokens && split && (3..=16).contains(&self.stages)) {
             let reason = format!(
-                "{self}: warpgroups must lie in 1..=8, tiles in 1..={}, tokens be 8, 16, 32 or 64, stages lie in 3..=16, blocks be 1 or 2, and split be 1, 2, 4 or 8",
+                "{self}: warpgroups must lie in 1..=8, tiles in 1..={}, tokens be 8, 16, 32, 64 or 128, stages lie in 3..=16, blocks be 1 or 2, and split be 1, 2, 4 or 8",
                 4 * self.warpgroups
             );
             return Err(Error::InvalidPlan { reason });
         }
         let units = self.units();
         for (what, needed, offered) in [
-            ("bytes of shared memory", self.shared_bytes(problem), limits.shared_bytes),
+            (
+                "bytes of shared memory",
+                self.shared_bytes(problem, limits.processors),
+                limits.shared_bytes,
+            ),
             ("units a cube", units, limits.cube_units),
             ("registers a unit", self.registers(problem), (1 << 16) / units.next_multiple_of(128)),
         ] {

@@ -92,6 +92,88 @@ impl Chains {
     }
 }
 
+impl Chains {
+    /// The PTX of `sums + weights · tokens`, begun. Operands: the new sums, both halves of the descriptor, the weights,
+    /// the old sums, whose registers the compiler makes those of the new ones.
+    fn accumulate_ptx(self) -> String {
+        let Self { steps, tokens, .. } = self;
+        let sums = self.sums();
+        let [low, high, weights] = [sums, sums + 1, sums + 2];
+        let old = weights + 4 * steps;
+        let ty = if self.bf16 { "bf16" } else { "f16" };
+        let list = |first: usize, len: usize| -> String {
+            let names: Vec<String> = (first..first + len).map(|i| format!("%{i}")).collect();
+            names.join(", ")
+        };
+        let mut ptx = format!(
+            "{{ .reg .pred pt; .reg .b32 t; .reg .b64 b<{steps}>;\nsetp.eq.b32 pt, %{low}, %{low};\n"
+        );
+        // Writing to a String cannot fail.
+        for i in 0..sums {
+            let _ = writeln!(ptx, "mov.f32 %{i}, %{};", old + i);
+        }
+        for i in 0..steps {
+            let at = self.first + i;
+            let distance = (at / 4 * self.panel + at % 4 * 32) / 16;
+            let _ = writeln!(ptx, "add.u32 t, %{low}, {distance}; mov.b64 b{i}, {{t, %{high}}};");
+        }
+        ptx.push_str("wgmma.fence.sync.aligned;\n");
+        for i in 0..steps {
+            let _ = writeln!(
+                ptx,
+                "wgmma.mma_async.sync.aligned.m64n{tokens}k16.f32.{ty}.{ty} {{{}}}, {{{}}}, b{i}, pt, 1, 1, 0;",
+                list(0, sums),
+                list(weights + 4 * i, 4),
+            );
+        }
+        ptx.push_str("wgmma.commit_group.sync.aligned; }");
+        ptx
+    }
+
+    /// The PTX that waits for the sums. Operands: the sums, twice.
+    fn settle_ptx(self) -> String {
+        let mut ptx = String::from("wgmma.wait_group.sync.aligned 0;\n");
+        for i in 0..self.sums() {
+            let _ = writeln!(ptx, "mov.f32 %{i}, %{};", self.sums() + i);
+        }
+        ptx
+    }
+}
+
+/// Begins `sums + weights · tokens`, in the order of [`issue`]. Whatever is done with the result before [`settle`] is
+/// wrong.
+#[cube]
+pub(super) fn accumulate<A: Size, D: Size>(
+    weights: Vector<u32, A>,
+    descriptor: u32,
+    sums: Vector<f32, D>,
+    #[comptime] chains: Chains,
+) -> Vector<f32, D> {
+    // Eight rows of 128 bytes after another, 128-byte swizzle.
+    let high = 64u32 | (1u32 << 30u32);
+    let new: Vector<f32, D>;
+    gpu_asm!(
+        "// {d} {l} {h} {a} {c}",
+        "{ptx}",
+        l = in(_) u32::reinterpret(descriptor), h = in(_) u32::reinterpret(high),
+        a = in(_) Vector::<u32, A>::reinterpret(weights), c = in(_) Vector::<f32, D>::reinterpret(sums),
+        d = out(_) new, ptx = const chains.accumulate_ptx(),
+    );
+    new
+}
+
+/// The sums of the chain that was begun last.
+#[cube]
+pub(super) fn settle<D: Size>(sums: Vector<f32, D>, #[comptime] chains: Chains) -> Vector<f32, D> {
+    let settled: Vector<f32, D>;
+    gpu_asm!(
+        "// {d} {c}",
+        "{ptx}",
+        c = in(_) Vector::<f32, D>::reinterpret(sums), d = out(_) settled, ptx = const chains.settle_ptx(),
+    );
+    settled
+}
+
 /// Begins `weights · tokens`: of each group, lane 4g + t and token tile j, the elements 4j…4j + 3 will be row g with
 /// tokens 8j + 2t and the next, then row g + 8 with the same. `descriptor` is the low half of that of the tokens.
 /// Whatever is done with the result before [`finish`] is wrong.

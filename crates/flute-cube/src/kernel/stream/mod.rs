@@ -40,6 +40,8 @@ struct Shape {
     bias: bool,
     /// Whether y is written in words of two rows.
     y_pairs: bool,
+    /// See [`StreamPlan::ends`].
+    ends: bool,
 }
 
 impl Shape {
@@ -70,13 +72,15 @@ impl Shape {
         self.plan.blocks as usize * (self.scales_at() + self.sizes().scales())
     }
     fn table_at(self) -> usize {
-        (self.plan.warpgroups_k * self.plan.stages) as usize * self.stage_bytes()
+        let rings = (self.plan.warpgroups_k * self.plan.stages) as usize * self.stage_bytes();
+        if self.ends { rings.max(self.plan.sums_bytes()) } else { rings }
     }
     fn sums_at(self) -> usize {
-        self.table_at() + self.table_bytes()
+        if self.ends { 0 } else { self.table_at() + self.table_bytes() }
     }
     fn barriers_at(self) -> usize {
-        self.sums_at() + self.plan.sums_bytes()
+        let sums = if self.ends { 0 } else { self.plan.sums_bytes() };
+        self.table_at() + self.table_bytes() + sums
     }
     /// The barrier at which a cluster meets.
     fn met_at(self) -> usize {
@@ -97,37 +101,34 @@ impl Shape {
     fn groups(self) -> usize {
         if self.group == 0 { 1 } else { pack::BLOCK_K.div_ceil(self.group as usize) }
     }
-    /// Parts of a block that are chains of their own.
-    fn parts(self) -> usize {
-        self.plan.parts()
-    }
-    /// Groups of a part, or 1 where groups are longer.
-    fn part_groups(self) -> usize {
-        self.groups().div_ceil(self.parts())
+    /// Groups of half a block, or 1 where groups are longer.
+    fn half_groups(self) -> usize {
+        self.groups().div_ceil(2)
     }
     /// Groups whose chains begin together.
     fn joint(self) -> usize {
-        self.plan.joint(self.part_groups())
+        self.plan.joint(self.half_groups())
     }
-    /// Rounds of chains of a part.
+    /// Rounds of chains of half a block; one where weights are scaled, since nothing is scaled then between groups.
     fn rounds(self) -> usize {
-        self.part_groups() / self.joint()
+        if self.plan.scales_weights() { 1 } else { self.half_groups() / self.joint() }
     }
     /// Instructions of a round.
     fn instructions(self) -> usize {
-        8 / self.parts() / self.rounds()
+        4 / self.rounds()
     }
-    /// Scales that a lane takes at a time: those of a round, which are those of the whole block where groups are longer.
-    fn first_group(self, part: usize, round: usize) -> usize {
-        part * self.groups() / self.parts() + round * self.joint()
+    /// The first group of a round.
+    fn first_group(self, half: usize, round: usize) -> usize {
+        half * self.groups() / 2 + round * self.joint()
     }
-    fn chains(self, part: usize, round: usize) -> Chains {
+    fn chains(self, half: usize, round: usize) -> Chains {
+        let groups = if self.plan.scales_weights() { 1 } else { self.joint() };
         Chains {
-            groups: self.joint(),
-            steps: self.instructions() / self.joint(),
+            groups,
+            steps: self.instructions() / groups,
             tokens: self.plan.tokens as usize,
             panel: 128 * self.plan.tokens as usize,
-            first: 8 / self.parts() * part + self.instructions() * round,
+            first: 4 * half + self.instructions() * round,
             bf16: self.bf16,
         }
     }
@@ -149,8 +150,10 @@ fn launch_in<F: Float + CubeElement>(
 ) {
     let Problem { m, n, k, format: Format { bits, group }, .. } = *problem;
     let x = vectors_of_x::<F>(client, problem, &operands.x);
+    let processors = launch::limits(client).processors;
     let shape = Shape {
         plan: *plan,
+        ends: plan.ends(problem, processors),
         bits: bits.get(),
         group: match group {
             Group::Size(size) => size,
@@ -160,7 +163,7 @@ fn launch_in<F: Float + CubeElement>(
         bias: problem.bias,
         y_pairs: n.is_multiple_of(2) && operands.y.offset_start.unwrap_or(0).is_multiple_of(4),
     };
-    let cubes = plan.cubes(problem, launch::limits(client).processors) as u32;
+    let cubes = plan.cubes(problem, processors) as u32;
     let count = CubeCount::Static(cubes, plan.split, 1);
     let dim = CubeDim::new_1d(plan.units() as u32);
     let (tiles, k_blocks) = (n.div_ceil(pack::BLOCK_ROWS), k.div_ceil(pack::BLOCK_K));

@@ -2,13 +2,13 @@
 
 use super::{
     Shape,
-    chain::{finish, issue},
+    chain::{accumulate, finish, issue, settle},
     ring::{
-        self, Ahead, Map, Place, Ring, Source, advance, begin, bring, init_barriers, more, release,
-        wait_full,
+        self, Ahead, Map, Place, Ring, Source, advance, begin, bring, go_on, init_barriers, more,
+        release, wait_full,
     },
     sums::{Rows, fold},
-    weight::{address_of, decode, fill_table, load_scales, load_words},
+    weight::{address_of, decode, fill_table, load_codes, load_scales, no_codes},
 };
 use crate::{
     kernel::ptx::{U4, after_barrier, sync_cluster, sync_some},
@@ -107,8 +107,11 @@ fn product<F: Float, A: Size, P: Size, S: Size, D: Size>(
     }
     if comptime!(!plan.brings_beside()) {
         for _stage in 0..comptime!(plan.stages - 2) {
-            if brings && more(&mut ahead, &source) {
-                bring(x, words, scales, &mut shared, &full, &ring, &source, &mut ahead, shape);
+            if more(&mut ahead, &source) {
+                if brings {
+                    bring(x, words, scales, &mut shared, &full, &ring, &mut ahead, shape);
+                }
+                go_on(&mut ahead, &source, shape);
             }
         }
     }
@@ -120,7 +123,8 @@ fn product<F: Float, A: Size, P: Size, S: Size, D: Size>(
     if comptime!(plan.brings_beside()) {
         if brings {
             while more(&mut ahead, &source) {
-                bring(x, words, scales, &mut shared, &full, &ring, &source, &mut ahead, shape);
+                bring(x, words, scales, &mut shared, &full, &ring, &mut ahead, shape);
+                go_on(&mut ahead, &source, shape);
             }
         }
     }
@@ -150,8 +154,7 @@ fn product<F: Float, A: Size, P: Size, S: Size, D: Size>(
 /// What a plane does with what is brought.
 ///
 /// A block goes through the matrix unit in halves, each a chain of its own whose weights are decoded while the chain
-/// before it runs. So a plane decodes all the time, and what a chain takes, however few tokens it has, is not seen. With
-/// 64 tokens registers are short: a block is one chain, and it is the other warpgroups that decode while it runs.
+/// before it runs. So a plane decodes all the time, and what a chain takes, however few tokens it has, is not seen.
 #[cube]
 fn multiply<F: Float, A: Size, P: Size, S: Size, D: Size>(
     x: &Map,
@@ -180,16 +183,14 @@ fn multiply<F: Float, A: Size, P: Size, S: Size, D: Size>(
         tile < comptime!(plan.tiles as usize)
     };
     let own = min(tile, comptime!(plan.tiles as usize - 1)) as u32;
-    let word_tile =
-        comptime!(shape.words_at() as u32) + own * comptime!(4 * shape.block_words() as u32);
-    let scale_tile =
-        comptime!(shape.scales_at() as u32) + own * comptime!(32 * shape.groups() as u32);
-    let asks = lane == 0u32 && tile == 0;
+    let asks = lane == 0u32 && tile % 4 == 0;
+    // How many stages other warpgroups bring before it is this one's turn.
+    let mut turn = tile / 4;
 
-    let parts = comptime!(shape.parts());
+    let parts = 2usize;
     let blocks = comptime!(plan.blocks as usize);
 
-    let mut codes = Array::<u32>::new(comptime!(shape.words()));
+    let mut codes = no_codes(shape);
     let mut even = Array::<Vector<u32, A>>::new(comptime!(shape.rounds()));
     let mut odd = Array::<Vector<u32, A>>::new(comptime!(shape.rounds()));
     #[unroll]
@@ -201,7 +202,7 @@ fn multiply<F: Float, A: Size, P: Size, S: Size, D: Size>(
     let mut item = CUBE_POS_X as usize;
     if item < source.items && source.first < source.end {
         wait_full(ring, &at);
-        load_words(&mut codes, ring.stages + word_tile, lane, shape);
+        load_codes(&mut codes, ring.stages, own, lane, shape);
         if exist {
             decode::<A>(&codes, &mut even, table, 0usize, shape);
         }
@@ -221,49 +222,69 @@ fn multiply<F: Float, A: Size, P: Size, S: Size, D: Size>(
                 let base = stage + comptime!((block * shape.block_bytes()) as u32);
                 // Start address in units of 16 bytes; the distance along k within a swizzled row means nothing.
                 let descriptor = ((base & 0x3_ffffu32) >> 4u32) | (1u32 << 16u32);
-                #[unroll]
-                for round in 0..comptime!(shape.rounds()) {
-                    let first = comptime!(shape.first_group(part, round));
-                    let chains = comptime!(shape.chains(part, round));
-                    let now = load_scales::<F, S>(base + scale_tile, lane, first, shape);
-                    let weights = if comptime!(part == 0) { even[round] } else { odd[round] };
-                    let products = issue::<A, P>(weights, descriptor, chains);
-                    if comptime!(round == 0) {
-                        // What follows is done while the matrix unit works.
-                        if comptime!(parts == 2 && part == 0) {
-                            if exist {
-                                decode::<A>(&codes, &mut odd, table, 1usize, shape);
+                if comptime!(plan.scales_weights()) {
+                    let chains = comptime!(shape.chains(part, 0));
+                    let weights = if comptime!(part == 0) { even[0] } else { odd[0] };
+                    sums = accumulate::<A, D>(weights, descriptor, sums, chains);
+                    // What follows is done while the matrix unit works.
+                    if comptime!(part == 0) {
+                        if comptime!(block == 0 && !plan.brings_beside()) {
+                            if more(ahead, source) {
+                                if asks && turn == 0 {
+                                    bring(x, words, scales, shared, full, ring, ahead, shape);
+                                }
+                                go_on(ahead, source, shape);
                             }
+                            turn = if turn == 0 {
+                                comptime!(plan.warpgroups as usize - 1).runtime()
+                            } else {
+                                turn - 1
+                            };
                         }
-                        if comptime!(part == 0 && block + 1 < blocks) {
+                        if exist {
+                            decode::<A>(&codes, &mut odd, table, 1usize, shape);
+                        }
+                        if comptime!(block + 1 < blocks) {
+                            let next = base + comptime!(shape.block_bytes() as u32);
+                            load_codes(&mut codes, next, own, lane, shape);
+                        } else if !last {
+                            wait_full(ring, &at);
                             let next =
-                                stage + comptime!(((block + 1) * shape.block_bytes()) as u32);
-                            load_words(&mut codes, next + word_tile, lane, shape);
+                                ring.stages + at.slot * comptime!(shape.stage_bytes() as u32);
+                            load_codes(&mut codes, next, own, lane, shape);
                         }
-                        if comptime!(part == 0 && block + 1 == blocks) {
-                            if !last {
-                                wait_full(ring, &at);
-                                let next =
-                                    ring.stages + at.slot * comptime!(shape.stage_bytes() as u32);
-                                load_words(&mut codes, next + word_tile, lane, shape);
-                            }
-                        }
-                        if comptime!(part == 0 && block == 0 && !plan.brings_beside()) {
-                            if asks && more(ahead, source) {
-                                bring(x, words, scales, shared, full, ring, source, ahead, shape);
-                            }
-                        }
-                        if comptime!(parts == 2 && part == 1) {
-                            if exist {
+                    } else if exist {
+                        decode::<A>(&codes, &mut even, table, 0usize, shape);
+                    }
+                    sums = settle::<D>(sums, chains);
+                } else {
+                    #[unroll]
+                    for round in 0..comptime!(shape.rounds()) {
+                        let first = comptime!(shape.first_group(part, round));
+                        let chains = comptime!(shape.chains(part, round));
+                        let now = load_scales::<F, S>(base, own, lane, first, shape);
+                        let weights = if comptime!(part == 0) { even[round] } else { odd[round] };
+                        let products = issue::<A, P>(weights, descriptor, chains);
+                        if comptime!(round == 0) {
+                            // What follows is done while the matrix unit works.
+                            if comptime!(part == 0) {
+                                if exist {
+                                    decode::<A>(&codes, &mut odd, table, 1usize, shape);
+                                }
+                                if comptime!(block + 1 < blocks) {
+                                    let next = base + comptime!(shape.block_bytes() as u32);
+                                    load_codes(&mut codes, next, own, lane, shape);
+                                } else if !last {
+                                    wait_full(ring, &at);
+                                    let next = ring.stages
+                                        + at.slot * comptime!(shape.stage_bytes() as u32);
+                                    load_codes(&mut codes, next, own, lane, shape);
+                                }
+                            } else if exist {
                                 decode::<A>(&codes, &mut even, table, 0usize, shape);
                             }
                         }
-                    }
-                    sums = finish::<P, S, D>(products, now, sums, chains);
-                }
-                if comptime!(parts == 1) {
-                    if exist {
-                        decode::<A>(&codes, &mut even, table, 0usize, shape);
+                        sums = finish::<P, S, D>(products, now, sums, chains);
                     }
                 }
             }

@@ -7,9 +7,9 @@
 //! becomes 0. Two barriers a stage: *full* waits for the bytes, *empty* for the planes that read them.
 //!
 //! One unit of a ring asks for the copies. It belongs to a plane that does nothing else, since as the work of a plane
-//! that multiplies it costs every stage some hundred cycles in which three others wait. With 64 tokens the registers of
-//! such a plane are not to be had, and a plane of the warpgroups asks, two stages less ahead than the ring is long, so
-//! that it need not wait for those that are not two blocks behind.
+//! that multiplies it costs every stage some hundred cycles in which three others wait. With many tokens the registers
+//! of such a plane are not to be had: then the warpgroups take turns, two stages less ahead than the ring is long, so
+//! that nobody need wait for those that are not two blocks behind.
 
 use super::Shape;
 use crate::{
@@ -152,7 +152,7 @@ pub(super) fn more(ahead: &mut Ahead, source: &Source) -> bool {
     ahead.item < source.items && ahead.step < source.end
 }
 
-/// Brings one stage as soon as its place is free, and goes on to the next: the work of one unit.
+/// Brings the next stage as soon as its place is free: the work of one unit.
 #[cube]
 pub(super) fn bring(
     x: &Map,
@@ -161,7 +161,6 @@ pub(super) fn bring(
     shared: &mut Shared<[U4]>,
     full: &Shared<[Barrier]>,
     ring: &Ring,
-    source: &Source,
     ahead: &mut Ahead,
     #[comptime] shape: Shape,
 ) {
@@ -195,6 +194,12 @@ pub(super) fn bring(
         let column = scale_column(kb, shape) as i32;
         barrier.tma_load_2d(scales, &mut shared[at..end], ahead.tile, column);
     }
+}
+
+/// Goes on to the next stage.
+#[cube]
+pub(super) fn go_on(ahead: &mut Ahead, source: &Source, #[comptime] shape: Shape) {
+    let plan = comptime!(shape.plan);
     advance(&mut ahead.place, shape);
     ahead.step += comptime!(plan.warpgroups_k as usize);
     if ahead.step >= source.end {

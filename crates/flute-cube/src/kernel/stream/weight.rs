@@ -2,13 +2,60 @@
 
 use super::Shape;
 use crate::kernel::ptx::{
-    U4, load_shared, load_shared_x2, load_shared_x4, lookup, lookup_quad, shared_address,
+    U4, load_shared, load_shared_x2, load_shared_x4, lookup, lookup_quad, scale_pair,
+    shared_address,
 };
 use cubecl::prelude::*;
 
-/// A lane's words of its plane's row tile in a stage.
+/// What a lane decodes next: its words of a block, and where weights are scaled the scales of rows g and g + 8 of each
+/// group.
+#[derive(CubeType)]
+pub(super) struct Codes {
+    words: Array<u32>,
+    scales: Array<u32>,
+}
+
 #[cube]
-pub(super) fn load_words(words: &mut Array<u32>, tile: u32, lane: u32, #[comptime] shape: Shape) {
+pub(super) fn no_codes(#[comptime] shape: Shape) -> Codes {
+    Codes {
+        words: Array::<u32>::new(comptime!(shape.words())),
+        scales: Array::<u32>::new(comptime!(shape.groups())),
+    }
+}
+
+/// A lane's part of the block at `block`, in row tile `own`.
+#[cube]
+pub(super) fn load_codes(
+    codes: &mut Codes,
+    block: u32,
+    own: u32,
+    lane: u32,
+    #[comptime] shape: Shape,
+) {
+    let tile = block
+        + comptime!(shape.words_at() as u32)
+        + own * comptime!(4 * shape.block_words() as u32);
+    load_words(&mut codes.words, tile, lane, shape);
+    if comptime!(shape.plan.scales_weights()) {
+        let scales = scale_tile(block, own, lane, shape);
+        #[unroll]
+        for group in 0..comptime!(shape.groups()) {
+            codes.scales[group] = load_shared(scales, comptime!(group as u32 * 32));
+        }
+    }
+}
+
+/// Where the scales of rows g and g + 8 lie in the block at `block`.
+#[cube]
+fn scale_tile(block: u32, own: u32, lane: u32, #[comptime] shape: Shape) -> u32 {
+    block
+        + comptime!(shape.scales_at() as u32)
+        + own * comptime!(32 * shape.groups() as u32)
+        + lane / 4u32 * 4u32
+}
+
+#[cube]
+fn load_words(words: &mut Array<u32>, tile: u32, lane: u32, #[comptime] shape: Shape) {
     let head = load_shared_x4(tile + lane * 16u32, 0u32);
     #[unroll]
     for w in 0..4usize {
@@ -31,15 +78,17 @@ pub(super) fn load_words(words: &mut Array<u32>, tile: u32, lane: u32, #[comptim
 /// The scales of rows g and g + 8 in the groups from `first` on whose chains begin together.
 #[cube]
 pub(super) fn load_scales<F: Float, S: Size>(
-    tile: u32,
+    block: u32,
+    own: u32,
     lane: u32,
     #[comptime] first: usize,
     #[comptime] shape: Shape,
 ) -> Vector<f32, S> {
     let mut scales = Vector::<f32, S>::new(0.0f32);
+    let tile = scale_tile(block, own, lane, shape);
     #[unroll]
     for group in 0..comptime!(shape.joint()) {
-        let word = load_shared(tile + lane / 4u32 * 4u32, comptime!((first + group) as u32 * 32));
+        let word = load_shared(tile, comptime!((first + group) as u32 * 32));
         let pair = Vector::<F, Const<2>>::reinterpret(word);
         scales.insert(comptime!(2 * group), f32::cast_from(pair.extract(0usize)));
         scales.insert(comptime!(2 * group + 1), f32::cast_from(pair.extract(1usize)));
@@ -51,12 +100,13 @@ pub(super) fn load_scales<F: Float, S: Size>(
 /// has the layout).
 #[cube]
 pub(super) fn decode<A: Size>(
-    words: &Array<u32>,
+    codes: &Codes,
     into: &mut Array<Vector<u32, A>>,
     table: u32,
     #[comptime] part: usize,
     #[comptime] shape: Shape,
 ) {
+    let words = &codes.words;
     #[unroll]
     for round in 0..comptime!(shape.rounds()) {
         let mut a = Vector::<u32, A>::new(0u32);
@@ -89,6 +139,20 @@ pub(super) fn decode<A: Size>(
                 for slot in 0..4usize {
                     let pair = lookup(indices[0], table, comptime!(slot as u32));
                     a.insert(comptime!(4 * step + slot), pair);
+                }
+            }
+        }
+        if comptime!(shape.plan.scales_weights()) {
+            #[unroll]
+            for step in 0..comptime!(shape.instructions()) {
+                let f = comptime!(shape.chains(part, round).first + step);
+                let scales = codes.scales[comptime!(f * shape.groups() / 8)];
+                #[unroll]
+                for slot in 0..4usize {
+                    let pair = a.extract(comptime!(4 * step + slot));
+                    let scaled =
+                        scale_pair(pair, scales, comptime!(slot as u32 % 2), comptime!(shape.ty()));
+                    a.insert(comptime!(4 * step + slot), scaled);
                 }
             }
         }
