@@ -38,6 +38,12 @@ fn tensor<const D: usize>(
     Tensor::from_data(TensorData::new(values.to_vec(), shape), (device, *dtype))
 }
 
+/// The blocks of each of `batch` sequences.
+fn table(blocks: &[i32], batch: usize, device: &Device) -> Tensor<2, Int> {
+    let shape = [batch, blocks.len() / batch];
+    Tensor::from_data(TensorData::new(blocks.to_vec(), shape), (device, DType::I32))
+}
+
 fn positions(start: &[i32], device: &Device) -> Tensor<1, Int> {
     Tensor::from_data(TensorData::new(start.to_vec(), [start.len()]), (device, DType::I32))
 }
@@ -156,8 +162,9 @@ impl Decoding {
         let half = self.dim / 2;
         let angle = |at: usize| (at / half) as f32 * (0.3 / (at % half + 1) as f32);
         [f32::cos, f32::sin].map(|of| {
-            let values: Vec<f32> = (0..self.capacity * half).map(|at| of(angle(at))).collect();
-            tensor(&values, [self.capacity, half], &(device.clone(), DType::F32))
+            let rows = self.capacity.next_multiple_of(64);
+            let values: Vec<f32> = (0..rows * half).map(|at| of(angle(at))).collect();
+            tensor(&values, [rows, half], &(device.clone(), DType::F32))
         })
     }
 
@@ -201,7 +208,9 @@ impl Decoding {
         let (features, steps) = ((query_heads + 2 * key_heads) * dim, 45);
         let tokens: [_; 2] = [9, 10].map(|seed| values(seed, capacity * features));
         let tokens = tokens.each_ref().map(|all| all.chunks(features).collect::<Vec<&[f32]>>());
-        let zeros = || Tensor::zeros([2, key_heads, capacity, dim], (&on.0, on.1));
+        // Two blocks of each sequence, in no order, and one that nobody has.
+        let zeros = || Tensor::zeros([5, key_heads, 64, dim], (&on.0, on.1));
+        let blocks = table(&[3, 0, 4, 2], 2, &on.0);
         let (mut keys, mut values) = (zeros(), zeros());
         let tables = self.tables(&on.0);
 
@@ -211,11 +220,12 @@ impl Decoding {
             let part = |b: usize| &tokens[b][start[b] as usize..][..len];
             let qkv = tensor(&[part(0), part(1)].concat().concat(), [2, len, features], on);
             let at = positions(&start, &on.0);
-            let slot = Slot { keys, values, start: at.clone() };
+            let slot = Slot { keys, values, start: at.clone(), table: blocks.clone() };
             let Rotated { query, keys: k, values: v } =
                 fused::rotate_append(qkv, tables.clone(), slot);
             (keys, values) = (k, v);
-            let slot = Slot { keys: keys.clone(), values: values.clone(), start: at };
+            let (keys, values) = (keys.clone(), values.clone());
+            let slot = Slot { keys, values, start: at, table: blocks.clone() };
             let found = fused::attend(query, slot, form);
             if [0, 1, 2, 3, steps / 2, steps + 1].contains(&step) {
                 ensure!(found.dims() == [2, len, query_heads * dim]);
@@ -254,11 +264,12 @@ fn sequences_of_their_own_lengths_attend_as_the_host_says_prompt_and_token_by_to
 #[test]
 fn heads_that_no_kernel_takes_are_attended_all_the_same() -> Result<()> {
     for tokens in [1, 2] {
-        let (shape, cache) = ([1, 2, tokens, 320], [1, 1, 8, 320]);
-        let (q, k, v) = (values(20, tokens * 640), values(21, 2560), values(22, 2560));
+        let (shape, cache) = ([1, 2, tokens, 320], [1, 1, 64, 320]);
+        let (q, k, v) = (values(20, tokens * 640), values(21, 20480), values(22, 20480));
         let run = |on: &(Device, DType)| {
             let (keys, values) = (tensor(&k, cache, on), tensor(&v, cache, on));
-            let slot = Slot { keys, values, start: positions(&[6], &on.0) };
+            let (start, table) = (positions(&[6], &on.0), table(&[0], 1, &on.0));
+            let slot = Slot { keys, values, start, table };
             let form = Attend { scale: 0.05, cap: None, window: None };
             fused::attend(tensor(&q, shape, on), slot, form)
         };
@@ -275,19 +286,92 @@ fn heads_that_no_kernel_takes_are_attended_all_the_same() -> Result<()> {
 #[test]
 fn a_cache_that_somebody_else_holds_is_not_overwritten() -> Result<()> {
     for on in devices() {
-        let zeros = || Tensor::<4>::zeros([1, 1, 4, 2], (&on.0, on.1));
+        let zeros = || Tensor::<4>::zeros([1, 1, 64, 2], (&on.0, on.1));
         let (keys, values_) = (zeros(), zeros());
         let tables =
-            [Tensor::ones([4, 1], (&on.0, DType::F32)), Tensor::zeros([4, 1], (&on.0, DType::F32))];
+            [Tensor::ones([64, 1], (&on.0, DType::F32)), Tensor::zeros([64, 1], (&on.0, DType::F32))];
         let qkv = tensor(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], [1, 1, 6], &on);
         let start = positions(&[2], &on.0);
-        let slot = Slot { keys: keys.clone(), values: values_.clone(), start };
+        let table = table(&[0], 1, &on.0);
+        let slot = Slot { keys: keys.clone(), values: values_.clone(), start, table };
         let rotated = fused::rotate_append(qkv, tables, slot);
         let all = |tensor: Tensor<4>| tensor.try_into_vec_as::<f32>();
         ensure!(all(rotated.query)? == [1.0, 2.0]);
-        ensure!(all(rotated.keys)? == [0.0, 0.0, 0.0, 0.0, 3.0, 4.0, 0.0, 0.0]);
-        ensure!(all(rotated.values)? == [0.0, 0.0, 0.0, 0.0, 5.0, 6.0, 0.0, 0.0]);
-        ensure!(all(keys)? == [0.0; 8] && all(values_)? == [0.0; 8], "the old caches changed");
+        let third = |pair: [f32; 2]| [&[0.0; 4], pair.as_slice(), &[0.0; 122]].concat();
+        ensure!(all(rotated.keys)? == third([3.0, 4.0]));
+        ensure!(all(rotated.values)? == third([5.0, 6.0]));
+        ensure!(all(keys)? == [0.0; 128] && all(values_)? == [0.0; 128], "the old caches changed");
+    }
+    Ok(())
+}
+
+#[test]
+fn what_lies_in_no_block_is_neither_stored_nor_seen_on_any_device() -> Result<()> {
+    let tables = |device: &Device| {
+        let on = (device, DType::F32);
+        [Tensor::ones([128, 2], on), Tensor::zeros([128, 2], on)]
+    };
+    let (form, (k, v)) =
+        (Attend { scale: 0.5, cap: None, window: None }, (values(40, 768), values(41, 768)));
+    for on in devices() {
+        for tokens in [1, 3] {
+            let qkv = values(42, 3 * tokens * 12);
+            let cache = |values: &[f32]| tensor(values, [3, 1, 64, 4], &on);
+            let slot = |[keys, values]: [Tensor<4>; 2], blocks: &[i32]| {
+                let (start, table) = (positions(&[62, 64, -1], &on.0), table(blocks, 3, &on.0));
+                Slot { keys, values, start, table }
+            };
+            // The first goes on where it has no block, the second has nothing before, the third stands nowhere.
+            let blocks = [2, -1, 3, 0, 1, -1];
+            let input = tensor(&qkv, [3, tokens, 12], &on);
+            let rotated = fused::rotate_append(
+                input,
+                tables(&on.0),
+                slot([cache(&k), cache(&v)], &blocks),
+            );
+            let caches = [rotated.keys, rotated.values];
+            let found = fused::attend(rotated.query, slot(caches.clone(), &blocks), form);
+
+            let [mut keys, mut stored] = [k.clone(), v.clone()];
+            for t in 0..tokens {
+                let place = |b: usize| match (b, 62 + t) {
+                    (0, position @ ..64) => Some(2 * 64 + position),
+                    (1, _) => Some(t),
+                    _ => None,
+                };
+                for b in 0..3 {
+                    let Some(row) = place(b) else { continue };
+                    let from = (b * tokens + t) * 12;
+                    keys[row * 4..][..4].copy_from_slice(&qkv[from + 4..][..4]);
+                    stored[row * 4..][..4].copy_from_slice(&qkv[from + 8..][..4]);
+                }
+            }
+            let [found_keys, found_values] = caches;
+            ensure!(found_keys.try_into_vec_as::<f32>()? == keys, "{tokens}: keys");
+            ensure!(found_values.try_into_vec_as::<f32>()? == stored, "{tokens}: values");
+
+            let mut expected = vec![];
+            for (b, t) in (0..3).flat_map(|b| (0..tokens).map(move |t| (b, t))) {
+                let rows = match b {
+                    0 => 128..128 + (62 + t + 1).min(64),
+                    1 => 0..t + 1,
+                    _ => 0..0,
+                };
+                let query = &qkv[(b * tokens + t) * 12..][..4];
+                let weight = |row: usize| {
+                    let key = wide(&keys[row * 4..][..4]);
+                    (wide(query).zip(key).map(|(q, k)| q * k).sum::<f64>() * form.scale).exp()
+                };
+                let total: f64 = rows.clone().map(weight).sum();
+                expected.extend((0..4).map(|i| {
+                    let value = |row: usize| f64::from(stored[row * 4 + i]);
+                    let sum: f64 = rows.clone().map(|row| weight(row) * value(row)).sum();
+                    if total > 0.0 { sum / total } else { 0.0 }
+                }));
+            }
+            let relative = if on.1 == DType::F32 { 2e-5 } else { 4e-3 };
+            ensure_within("holed attention", found, &expected, relative)?;
+        }
     }
     Ok(())
 }

@@ -1,5 +1,6 @@
 //! Attention over a cache, against f64.
 
+use crate::blocks::Blocks;
 use crate::device::{Guarded, Runtime, runtimes};
 use flute_cube::{Attend, AttendBuffers, Dtype, Error, Limits, attend};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
@@ -30,7 +31,9 @@ pub(crate) fn looked_at(problem: &Attend, start: i32) -> Range<usize> {
     seen(problem, start, 0).start..seen(problem, start, problem.tokens - 1).end
 }
 
-/// Queries, keys and values of a batch; where a sequence does not look, the cache holds NaN.
+/// Queries of a batch, and keys and values `[batch, key_heads, capacity, dim]`; where a sequence does not look, those are
+/// NaN.
+#[derive(Clone)]
 pub(crate) struct Input {
     pub(crate) query: Vec<f32>,
     pub(crate) keys: Vec<f32>,
@@ -57,16 +60,30 @@ impl Input {
     }
 }
 
-/// Runs the kernels into a buffer of NaN whose surroundings are watched.
+/// Runs the kernels over a cache whose blocks lie in no order.
 pub(crate) fn run(runtime: &Runtime, problem: &Attend, input: &Input, start: &[i32]) -> Vec<f32> {
+    run_in(runtime, problem, input, start, &Blocks::scattered(problem.batch, problem.capacity))
+}
+
+/// Runs the kernels into a buffer of NaN whose surroundings are watched.
+pub(crate) fn run_in(
+    runtime: &Runtime,
+    problem: &Attend,
+    input: &Input,
+    start: &[i32],
+    blocks: &Blocks,
+) -> Vec<f32> {
     let (client, dtype) = (&runtime.client, problem.dtype);
+    let problem = &Attend { blocks: blocks.count, ..*problem };
+    let lay = |rows: &[f32]| blocks.lay(rows, [problem.key_heads, problem.dim]);
     let upload = |values: &[f32]| Guarded::new(client, &dtype.encode(values)).inner();
     let y = Guarded::poisoned(client, input.query.len() * dtype.size());
     let buffers = AttendBuffers {
         query: upload(&input.query),
-        keys: upload(&input.keys),
-        values: upload(&input.values),
+        keys: upload(&lay(&input.keys)),
+        values: upload(&lay(&input.values)),
         start: Guarded::new(client, bytemuck::cast_slice(start)).inner(),
+        table: Guarded::new(client, bytemuck::cast_slice(&blocks.table)).inner(),
         y: y.inner(),
     };
     attend(client, problem, &buffers).expect("launched");
@@ -146,6 +163,7 @@ pub(crate) fn shape(dtype: Dtype) -> Attend {
         key_heads: 2,
         dim: 32,
         capacity: 200,
+        blocks: 4,
         scale: 0.18,
         cap: None,
         window: None,
@@ -242,9 +260,10 @@ fn attention_that_cannot_be_is_refused_before_it_is_launched() {
         let problem = Attend { batch: 1, ..shape(Dtype::F32) };
         let buffers = AttendBuffers {
             query: client.empty(512),
-            keys: client.empty(51200),
-            values: client.empty(51200),
+            keys: client.empty(65536),
+            values: client.empty(65536),
             start: client.empty(4),
+            table: client.empty(16),
             y: client.empty(512),
         };
         let ask = |problem| attend(client, &problem, &buffers);
@@ -257,14 +276,21 @@ fn attention_that_cannot_be_is_refused_before_it_is_launched() {
         );
         let what = "the cache of keys (bytes)";
         assert_eq!(
-            ask(Attend { capacity: 201, ..problem }),
-            Err(Error::WrongLength { what, found: 51200, expected: 51456 })
+            ask(Attend { blocks: 5, ..problem }),
+            Err(Error::WrongLength { what, found: 65536, expected: 81920 })
+        );
+        let what = "the table of blocks (bytes)";
+        assert_eq!(
+            ask(Attend { capacity: 257, ..problem }),
+            Err(Error::WrongLength { what, found: 16, expected: 20 })
         );
         for wrong in [
             Attend { key_heads: 3, ..problem },
             Attend { key_heads: 0, ..problem },
             Attend { dim: 0, ..problem },
             Attend { capacity: 0, ..problem },
+            Attend { blocks: 0, ..problem },
+            Attend { blocks: 1 << 40, ..problem },
             Attend { window: Some(0), ..problem },
             Attend { capacity: 1 << 40, ..problem },
             Attend { tokens: 1 << 40, ..problem },

@@ -13,6 +13,7 @@
 //! value.
 
 mod attend;
+mod blocks;
 mod case;
 mod choose;
 mod decode;

@@ -29,7 +29,7 @@ fn continued(
 }
 
 /// What follows `prompt` in a cache of its own, step by step.
-fn alone(model: &Model, prompt: &[u32], steps: usize) -> Result<Vec<u32>> {
+pub(crate) fn alone(model: &Model, prompt: &[u32], steps: usize) -> Result<Vec<u32>> {
     let mut cache = model.new_cache(1, prompt.len() + steps)?;
     let mut next = model.likeliest(model.tokens(prompt, 1)?, &mut cache)?;
     let mut text = next.ids()?;

@@ -12,6 +12,7 @@ mod gemma;
 mod gradients;
 mod graph;
 mod oracle;
+mod paged;
 mod synthetic;
 mod variants;
 

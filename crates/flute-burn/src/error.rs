@@ -212,6 +212,12 @@ pub enum Error {
     /// A prompt that the context cannot hold.
     #[error("the prompt has {found} tokens; the context holds {limit}")]
     PromptTooLong { found: usize, limit: usize },
+    /// A sequence for which the pool of a cache has too few blocks.
+    #[error("the sequence needs {needed} blocks of the cache; {free} of its {blocks} are free")]
+    PoolFull { needed: usize, free: usize, blocks: usize },
+    /// A sequence for which a batch has no row.
+    #[error("all rows of the batch have a sequence, {sequences} of them")]
+    BatchFull { sequences: usize },
     /// A token that the model does not know.
     #[error("token {token} is outside the model's vocabulary of {vocab}")]
     TokenOutOfRange { token: u32, vocab: usize },

@@ -7,9 +7,9 @@
 //! | the same, for shapes that a kernel refuses; CPU (Flex); any backend that adopts [`FusedOps`] | the default bodies: ordinary operations |
 //! | autodiff | the default bodies, each operation with its own gradient |
 //!
-//! Sums are f32 everywhere, with one rounding of each result. Where sequences stand is a tensor on the device: the
-//! kernels read it there and nothing waits for it, so that a whole step can be captured and replayed; the default bodies
-//! read it back. Shapes that contradict each other panic, as Burn's own operations do.
+//! Sums are f32 everywhere, with one rounding of each result. Where sequences stand and which blocks they have
+//! are tensors on the device: the kernels read them there and nothing waits for them, so that a whole step can be captured and replayed; the default bodies
+//! read them back. Shapes that contradict each other panic, as Burn's own operations do.
 
 #[cfg(feature = "cube")]
 mod launch;
@@ -23,6 +23,7 @@ use burn::backend::{
     tensor::{FloatTensor, IntTensor},
 };
 use burn::tensor::{DType, Int, Shape, Tensor};
+use flute_cube::CACHE_BLOCK;
 
 /// How rows are normalized.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -46,15 +47,19 @@ pub struct Attend {
     pub window: Option<usize>,
 }
 
-/// Keys and values of a batch of sequences, and where each stands.
+/// A cache of keys and values, and which of them a batch of sequences has. A position of a sequence lies in one of its
+/// blocks of [`CACHE_BLOCK`](flute_cube::CACHE_BLOCK) positions, which may be any of the cache.
 #[derive(Clone, Debug)]
 pub struct Slot {
-    /// `[batch, key_heads, capacity, dim]`.
+    /// `[blocks, key_heads, 64, dim]`.
     pub keys: Tensor<4>,
     /// As `keys`.
     pub values: Tensor<4>,
-    /// `[batch]`, I32: the position of the first new token of each sequence.
+    /// `[batch]`, I32: the position of the first new token of each sequence. A negative one neither stores nor sees anything.
     pub start: Tensor<1, Int>,
+    /// `[batch, entries]`, I32: the blocks of each sequence, in the order of their positions, no block in two places. −1 is
+    /// none: its positions are not stored and not seen.
+    pub table: Tensor<2, Int>,
 }
 
 /// What [`rotate_append`] returns.
@@ -62,7 +67,7 @@ pub struct Slot {
 pub struct Rotated {
     /// `[batch, query_heads, tokens, dim]`.
     pub query: Tensor<4>,
-    /// `[batch, key_heads, capacity, dim]`, with the new tokens.
+    /// `[blocks, key_heads, 64, dim]`, with the new tokens.
     pub keys: Tensor<4>,
     /// As `keys`.
     pub values: Tensor<4>,
@@ -78,6 +83,8 @@ pub struct SlotPrimitive<B: Backend> {
     pub values: FloatTensor<B>,
     /// See [`Slot::start`].
     pub start: IntTensor<B>,
+    /// See [`Slot::table`].
+    pub table: IntTensor<B>,
 }
 
 /// [`Rotated`] as a backend sees it.
@@ -207,23 +214,18 @@ pub fn gate<const D: usize>(x: Tensor<D>, activation: Activation) -> Tensor<D> {
 /// Rotates queries and keys by their positions, and appends keys and values to the cache.
 ///
 /// `qkv` `[batch, tokens, (query_heads + 2·key_heads)·dim]` holds q, k and v of a token side by side, in the type of the
-/// cache. `rotations` are cosines and sines, each f32 `[capacity, dim / 2]`; feature i rotates with i + dim/2, as Hugging
-/// Face lays heads out. The token t of a sequence that stands at s goes to position s + t; positions beyond the capacity
-/// are not stored. The caches are written in place if nobody else holds them, and copied first otherwise.
+/// cache. `rotations` are cosines and sines, each f32 `[64·entries, dim / 2]`, a row for every position that a sequence has
+/// an entry for; feature i rotates with i + dim/2, as Hugging Face lays heads out. The token t of a sequence that stands at
+/// s goes to position s + t; positions that lie in no block are not stored. The caches are written in place if nobody else holds them, and copied first otherwise.
 ///
 /// # Panics
 /// If shapes or types contradict each other, or if the device fails.
 pub fn rotate_append(qkv: Tensor<3>, rotations: [Tensor<2>; 2], slot: Slot) -> Rotated {
-    let ([batch, _, features], [sequences, key_heads, capacity, dim]) =
-        (qkv.dims(), slot.keys.dims());
-    check_slot(&slot, batch);
+    let ([batch, _, features], [_, key_heads, _, dim]) = (qkv.dims(), slot.keys.dims());
+    let capacity = check_slot(&slot, batch);
     assert!(
-        dim.is_multiple_of(2)
-            && features.is_multiple_of(dim)
-            && features / dim > 2 * key_heads
-            && batch == sequences,
-        "q, k and v of [{batch}, {features}] are not those of {sequences} sequences with {key_heads} heads of {dim} for \
-         keys and values"
+        dim.is_multiple_of(2) && features.is_multiple_of(dim) && features / dim > 2 * key_heads,
+        "q, k and v of {features} are not those of a cache with {key_heads} heads of {dim} for keys and values"
     );
     let (found, needed) = (qkv.dtype(), slot.keys.dtype());
     assert!(found == needed, "q, k and v are {found:?} and the cache is {needed:?}");
@@ -247,7 +249,7 @@ pub fn rotate_append(qkv: Tensor<3>, rotations: [Tensor<2>; 2], slot: Slot) -> R
 /// `query` `[batch, query_heads, tokens, dim]` is in the type of the cache; the head h of it reads the head
 /// `h / (query_heads / key_heads)` of keys and values. The token t of a sequence that stands at s sees the positions up to
 /// s + t, as many as its window has. The result is `[batch, tokens, query_heads·dim]`, and through the kernels the same
-/// bits for every batch and capacity.
+/// bits for every batch and capacity, and in any blocks.
 ///
 /// # Panics
 /// If shapes or types contradict each other, or if the device fails.
@@ -272,20 +274,31 @@ fn check_gain<const D: usize>(dims: [usize; D], gain: &Tensor<1>) {
     );
 }
 
-fn check_slot(slot: &Slot, batch: usize) {
+/// Positions that a sequence may have.
+fn check_slot(slot: &Slot, batch: usize) -> usize {
     let (keys, values) = (slot.keys.dims(), slot.values.dims());
     assert!(keys == values, "keys are {keys:?} and values {values:?}");
     let found = slot.start.dims()[0];
     assert!(found == batch, "{found} positions do not say where {batch} sequences stand");
+    assert!(
+        keys[2] == CACHE_BLOCK,
+        "a block has {} positions and must have {CACHE_BLOCK}",
+        keys[2]
+    );
+    let [found, entries] = slot.table.dims();
+    assert!(found == batch, "a table for {found} sequences does not say where {batch} are");
+    entries * CACHE_BLOCK
 }
 
 fn primitive(slot: Slot) -> SlotPrimitive<Dispatch> {
-    let Slot { keys, values, start } = slot;
+    let Slot { keys, values, start, table } = slot;
     let start = if start.dtype() == DType::I32 { start } else { start.cast(DType::I32) };
+    let table = if table.dtype() == DType::I32 { table } else { table.cast(DType::I32) };
     SlotPrimitive {
         keys: keys.into_dispatch(),
         values: values.into_dispatch(),
         start: start.into_dispatch(),
+        table: table.into_dispatch(),
     }
 }
 

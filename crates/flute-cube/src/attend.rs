@@ -1,10 +1,10 @@
-//! Attention of the new tokens of each sequence over the cache of its keys and values.
+//! Attention of the new tokens of each sequence over its keys and values, which lie in blocks of a cache.
 //!
 //! One token a sequence, as in decoding, is split over positions (flash-decoding); several, a prompt or a part of one,
 //! are split over tokens, and their scores reach no memory (flash attention). Positions are read on the device, so that a
 //! step can be captured once and replayed at every position; what is launched depends on the tokens and the capacity of
-//! the cache alone. A token gets the same bits alone, in a batch and in a larger cache; and however a prompt is cut, as
-//! long as no part is a single token.
+//! sequences alone. A token gets the same bits alone, in a batch, in a larger cache and in any blocks of it; and however a
+//! prompt is cut, as long as no part is a single token.
 //!
 //! Scores and sums are f32, with one rounding at the end; on the matrix unit weights are rounded too. Refused are heads of
 //! more than 256 features or of a number that 4 does not divide, more than 16 query heads a head of keys, and devices
@@ -14,6 +14,7 @@ use crate::{
     Dtype, Error, Limits, Result,
     kernel::{
         attend::{self as kernel, MAX_DIM, MAX_GROUP},
+        blocks::{CACHE_BLOCK, entries},
         prompt,
     },
     launch::{Kernel, accepted, limits, measured},
@@ -34,8 +35,10 @@ pub struct Attend {
     pub key_heads: usize,
     /// Features of a head.
     pub dim: usize,
-    /// Positions of the cache.
+    /// Positions that each sequence may have.
     pub capacity: usize,
+    /// Blocks of the cache, of [`CACHE_BLOCK`] positions each.
+    pub blocks: usize,
     /// Factor of the products of q and k.
     pub scale: f64,
     /// Scores s become `cap · tanh(s / cap)`.
@@ -51,15 +54,18 @@ pub struct Attend {
 pub struct AttendBuffers {
     /// `[batch, query_heads, tokens, dim]`.
     pub query: Handle,
-    /// `[batch, key_heads, capacity, dim]`; what is not seen is not read.
+    /// `[blocks, key_heads, 64, dim]`; what is not seen is not read.
     pub keys: Handle,
     /// As `keys`.
     pub values: Handle,
     /// `[batch]`, i32: the position of the first new token of each sequence. Keys and values of the new ones are in the
     /// cache.
     pub start: Handle,
-    /// `[batch, tokens, query_heads, dim]`: every element is written. A sequence that sees nothing (a negative start)
-    /// gets zeros.
+    /// `[batch, capacity / 64]` (rounded up), i32: the blocks of each sequence, in the order of their positions. What is
+    /// not below the number of blocks, −1 for one, names none: its positions are not seen.
+    pub table: Handle,
+    /// `[batch, tokens, query_heads, dim]`: every element is written. A sequence that sees nothing (a negative start,
+    /// or no blocks) gets zeros.
     pub y: Handle,
 }
 
@@ -70,13 +76,14 @@ impl Attend {
     /// [`Error::OutOfRange`] for sizes of zero, query heads that the key heads do not divide, or more elements than 32
     /// bits address; [`Error::UnsupportedDtype`], [`Error::UnsupportedShape`].
     pub fn validate(&self, limits: &Limits) -> Result<()> {
-        let Self { batch, tokens, query_heads, key_heads, dim, capacity, window, dtype, .. } =
-            *self;
+        let Self { batch, tokens, query_heads, key_heads, dim, capacity, blocks, .. } = *self;
+        let (window, dtype) = (self.window, self.dtype);
         let max = u32::MAX as usize;
         for (what, found) in [
             ("the number of key heads", key_heads),
             ("the features of a head", dim),
             ("the capacity of a cache", capacity),
+            ("the blocks of a cache", blocks),
             ("the window", window.unwrap_or(1)),
             (
                 "the number of query heads that share a head of keys",
@@ -90,10 +97,12 @@ impl Attend {
                 return Err(Error::OutOfRange { what, found, min: 1, max });
             }
         }
-        // Partial sums take a vector of every head for each 64 positions, which is less than the cache.
+        let entries = entries(capacity);
         for (what, factors) in [
-            ("the elements of a cache", [batch, capacity, key_heads, dim]),
+            ("the elements of a cache", [blocks, CACHE_BLOCK, key_heads, dim]),
             ("the elements of q", [batch, tokens, query_heads, dim]),
+            // A vector of every head for each entry of the table, which has fewer.
+            ("the elements of partial sums", [batch, entries, query_heads, dim]),
         ] {
             let found = factors.into_iter().fold(1, usize::saturating_mul);
             if found > max {
@@ -129,15 +138,17 @@ impl Attend {
 pub fn attend(client: &Client, problem: &Attend, buffers: &AttendBuffers) -> Result<()> {
     let limits = limits(client);
     problem.validate(&limits)?;
-    let Attend { batch, tokens, query_heads, key_heads, dim, capacity, dtype, .. } = *problem;
-    let AttendBuffers { query, keys, values, start, y } = buffers;
+    let Attend { batch, tokens, query_heads, key_heads, dim, capacity, blocks, dtype, .. } =
+        *problem;
+    let AttendBuffers { query, keys, values, start, table, y } = buffers;
     let heads = batch * tokens * query_heads * dim * dtype.size();
-    let cache = batch * key_heads * capacity * dim * dtype.size();
+    let cache = blocks * key_heads * CACHE_BLOCK * dim * dtype.size();
     measured(&[
         ("the buffer of queries (bytes)", query, heads),
         ("the cache of keys (bytes)", keys, cache),
         ("the cache of values (bytes)", values, cache),
         ("the buffer of positions (bytes)", start, 4 * batch),
+        ("the table of blocks (bytes)", table, 4 * batch * entries(capacity)),
         ("the buffer of y (bytes)", y, heads),
     ])?;
     if batch * tokens == 0 {

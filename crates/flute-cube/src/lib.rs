@@ -58,6 +58,7 @@ pub use format::{Bits, Dtype, Format, Group};
 pub use gate::{Activation, Gate, gate};
 pub use gemv::{Gemv, gemv};
 pub use hadamard::{Hadamard, hadamard};
+pub use kernel::blocks::CACHE_BLOCK;
 pub use launch::{Operands, decode, qgemm, qgemm_with};
 pub use limits::Limits;
 pub use norm::{Norm, NormBuffers, Residual, norm};

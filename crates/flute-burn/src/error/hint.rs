@@ -61,6 +61,9 @@ impl Error {
             Self::LossNotFinite { .. } => "learn more slowly (--lr)",
             Self::PromptTooLong { .. } => "shorten the prompt",
             Self::EmptyPrompt => "give some text with -p",
+            Self::PoolFull { .. } | Self::BatchFull { .. } => {
+                "release a sequence that has ended, or make a larger cache"
+            }
             Self::UnknownDevice { .. } | Self::DeviceAbsent { .. } => {
                 "`flute doctor` lists the devices of this machine"
             }

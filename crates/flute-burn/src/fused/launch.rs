@@ -7,7 +7,7 @@ use super::{
 use crate::{checkpoint::Activation, device::kernel_dtype};
 use burn::tensor::{DType, Shape};
 use burn_cubecl::{CubeBackend, kernel::into_contiguous, tensor::CubeTensor};
-use flute_cube::{AttendBuffers, Gate, NormBuffers, Residual, Rotate, RotateBuffers};
+use flute_cube::{AttendBuffers, CACHE_BLOCK, Gate, NormBuffers, Residual, Rotate, RotateBuffers};
 
 impl FusedOps for CubeBackend {
     fn flute_norm(x: CubeTensor, gain: CubeTensor, form: Norm) -> CubeTensor {
@@ -57,18 +57,21 @@ impl FusedOps for CubeBackend {
         let Ok(dtype) = kernel_dtype(qkv.dtype) else {
             return ordinary::rotate_append::<Self>(qkv, cos, sin, slot);
         };
-        let SlotPrimitive { keys, values, start } = slot;
-        let [qkv, cos, sin, start] = [qkv, cos, sin, start].map(into_contiguous);
+        let SlotPrimitive { keys, values, start, table } = slot;
+        let [qkv, cos, sin, start, table] = [qkv, cos, sin, start, table].map(into_contiguous);
         let [keys, values] = [keys, values].map(own);
         let query = empty(&qkv, query_shape(qkv.meta.shape(), keys.meta.shape()), qkv.dtype);
         let [batch, query_heads, tokens, dim] = query.meta.shape().dims();
-        let [_, key_heads, capacity, _] = keys.meta.shape().dims();
-        let problem = Rotate { batch, tokens, query_heads, key_heads, dim, capacity, dtype };
+        let [blocks, key_heads, _, _] = keys.meta.shape().dims();
+        let capacity = last(&table) * CACHE_BLOCK;
+        let problem =
+            Rotate { batch, tokens, query_heads, key_heads, dim, capacity, blocks, dtype };
         let buffers = RotateBuffers {
             qkv: qkv.handle.clone(),
             cos: cos.handle.clone(),
             sin: sin.handle.clone(),
             start: start.handle.clone(),
+            table: table.handle.clone(),
             query: query.handle.clone(),
             keys: keys.handle.clone(),
             values: values.handle.clone(),
@@ -77,7 +80,7 @@ impl FusedOps for CubeBackend {
         match served(what, flute_cube::rotate(&qkv.client, &problem, &buffers)) {
             true => RotatedPrimitive { query, keys, values },
             false => {
-                let slot = SlotPrimitive { keys, values, start };
+                let slot = SlotPrimitive { keys, values, start, table };
                 ordinary::rotate_append::<Self>(qkv, cos, sin, slot)
             }
         }
@@ -87,11 +90,13 @@ impl FusedOps for CubeBackend {
         let Ok(dtype) = kernel_dtype(query.dtype) else {
             return ordinary::attend::<Self>(query, slot, form);
         };
-        let SlotPrimitive { keys, values, start } = slot;
-        let [query, keys, values, start] = [query, keys, values, start].map(into_contiguous);
+        let SlotPrimitive { keys, values, start, table } = slot;
+        let [query, keys, values] = [query, keys, values].map(into_contiguous);
+        let [start, table] = [start, table].map(into_contiguous);
         let y = empty(&query, attended(query.meta.shape()), query.dtype);
         let [batch, query_heads, tokens, dim] = query.meta.shape().dims();
-        let [_, key_heads, capacity, _] = keys.meta.shape().dims();
+        let [blocks, key_heads, _, _] = keys.meta.shape().dims();
+        let capacity = last(&table) * CACHE_BLOCK;
         let Attend { scale, cap, window } = form;
         let problem = flute_cube::Attend {
             batch,
@@ -100,6 +105,7 @@ impl FusedOps for CubeBackend {
             key_heads,
             dim,
             capacity,
+            blocks,
             scale,
             cap,
             window,
@@ -110,11 +116,15 @@ impl FusedOps for CubeBackend {
             keys: keys.handle.clone(),
             values: values.handle.clone(),
             start: start.handle.clone(),
+            table: table.handle.clone(),
             y: y.handle.clone(),
         };
         match served("attention", flute_cube::attend(&query.client, &problem, &buffers)) {
             true => y,
-            false => ordinary::attend::<Self>(query, SlotPrimitive { keys, values, start }, form),
+            false => {
+                let slot = SlotPrimitive { keys, values, start, table };
+                ordinary::attend::<Self>(query, slot, form)
+            }
         }
     }
 }

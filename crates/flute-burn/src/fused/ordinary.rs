@@ -7,6 +7,7 @@ use super::{
 use crate::checkpoint::Activation;
 use burn::backend::{Backend, TensorMetadata, tensor::IntTensor};
 use burn::tensor::{FloatDType, Shape, Slice, TensorData, read_sync};
+use flute_cube::CACHE_BLOCK;
 use std::ops::Range;
 
 /// Below any score, and finite: shading languages have no literal for infinity.
@@ -72,12 +73,13 @@ pub(super) fn rotate_append<B: Backend>(
     sin: FloatTensor<B>,
     slot: SlotPrimitive<B>,
 ) -> RotatedPrimitive<B> {
-    let SlotPrimitive { mut keys, mut values, start } = slot;
+    let SlotPrimitive { mut keys, mut values, start, table } = slot;
     let (device, dtype) = (qkv.device(), FloatDType::from(qkv.dtype()));
     let (cache, shape) = (keys.shape(), query_shape(&qkv.shape(), &keys.shape()));
     let [batch, heads, tokens, dim] = shape.dims();
-    let [_, key_heads, capacity, _] = cache.dims();
-    let (start, half) = (read::<B>(start), dim / 2);
+    let [blocks, key_heads, _, _] = cache.dims();
+    let (places, half) = (Places::read::<B>(start, table, blocks), dim / 2);
+    let capacity = places.capacity();
 
     let all = B::float_reshape(qkv, Shape::new([batch, tokens, heads + 2 * key_heads, dim]));
     let all = B::float_swap_dims(all, 1, 2);
@@ -91,7 +93,7 @@ pub(super) fn rotate_append<B: Backend>(
         )
     };
     // What stands beyond the tables is not stored, and may have any rotation.
-    let rows = start.iter().flat_map(|start| {
+    let rows = places.start.iter().flat_map(|start| {
         (0..tokens as i64).map(move |token| (start + token).clamp(0, capacity as i64 - 1) as i32)
     });
     let rows = TensorData::new(rows.collect::<Vec<i32>>(), [batch * tokens]);
@@ -118,16 +120,21 @@ pub(super) fn rotate_append<B: Backend>(
     let query = turn(part(0..heads), heads);
     let k = turn(part(heads..heads + key_heads), key_heads);
     let v = part(heads + key_heads..heads + 2 * key_heads);
-    for (b, start) in start.iter().enumerate() {
+    for (b, start) in places.start.iter().enumerate() {
         let Ok(start) = usize::try_from(*start) else { continue };
-        let stored = tokens.min(capacity.saturating_sub(start));
-        if stored == 0 {
-            continue;
+        let end = capacity.min(start.saturating_add(tokens));
+        let mut position = start;
+        while position < end {
+            let (first, within) = (position, position % CACHE_BLOCK);
+            position = end.min(first - within + CACHE_BLOCK);
+            let Some(block) = places.block(b, first) else { continue };
+            let to = within..within + (position - first);
+            let at = [block..block + 1, 0..key_heads, to, 0..dim].map(Slice::from);
+            let from = first - start..position - start;
+            let from = [b..b + 1, 0..key_heads, from, 0..dim].map(Slice::from);
+            keys = B::float_slice_assign(keys, &at, B::float_slice(k.clone(), &from));
+            values = B::float_slice_assign(values, &at, B::float_slice(v.clone(), &from));
         }
-        let at = [b..b + 1, 0..key_heads, start..start + stored, 0..dim].map(Slice::from);
-        let from = [b..b + 1, 0..key_heads, 0..stored, 0..dim].map(Slice::from);
-        keys = B::float_slice_assign(keys, &at, B::float_slice(k.clone(), &from));
-        values = B::float_slice_assign(values, &at, B::float_slice(v.clone(), &from));
     }
     RotatedPrimitive { query, keys, values }
 }
@@ -137,22 +144,31 @@ pub(super) fn attend<B: Backend>(
     slot: SlotPrimitive<B>,
     form: Attend,
 ) -> FloatTensor<B> {
-    let SlotPrimitive { keys, values, start } = slot;
+    let SlotPrimitive { keys, values, start, table } = slot;
     let dtype = FloatDType::from(query.dtype());
     let (device, shape) = (query.device(), attended(&query.shape()));
     let [_, heads, tokens, dim] = query.shape().dims();
-    let [_, key_heads, capacity, _] = keys.shape().dims();
+    let [blocks, key_heads, _, _] = keys.shape().dims();
+    let places = Places::read::<B>(start, table, blocks);
+    let capacity = places.capacity();
     let rows = heads / key_heads * tokens;
     let sequence = |(b, start): (usize, i64)| {
         let sight = Sight { start, capacity, window: form.window };
-        let (first, end) = (sight.of(0).start, sight.of(tokens.saturating_sub(1)).end);
-        if first == end {
+        let all = sight.of(0).start..sight.of(tokens.saturating_sub(1)).end;
+        let (held, positions) = places.seen(b, all.clone());
+        let len = positions.iter().filter(|position| all.contains(position)).count();
+        if len == 0 {
             return B::float_zeros(Shape::new([1, tokens, heads * dim]), &device, FloatDType::F32);
         }
+        let before = positions.iter().take_while(|position| **position < all.start).count();
+        let positions = &positions[before..before + len];
         let of = |cache: &FloatTensor<B>| {
-            let slices = [b..b + 1, 0..key_heads, first..end, 0..dim].map(Slice::from);
-            let part = B::float_slice(cache.clone(), &slices);
-            B::float_reshape(wide::<B>(part), Shape::new([key_heads, end - first, dim]))
+            let held = TensorData::new(held.clone(), [held.len()]);
+            let part = B::float_select(cache.clone(), 0, B::int_from_data(held.clone(), &device));
+            let part = B::float_swap_dims(part, 0, 1);
+            let shape = Shape::new([key_heads, held.num_elements() * CACHE_BLOCK, dim]);
+            let slices = [0..key_heads, before..before + len, 0..dim].map(Slice::from);
+            wide::<B>(B::float_slice(B::float_reshape(part, shape), &slices))
         };
         let slices = [b..b + 1, 0..heads, 0..tokens, 0..dim].map(Slice::from);
         let q = wide::<B>(B::float_slice(query.clone(), &slices));
@@ -167,18 +183,19 @@ pub(super) fn attend<B: Backend>(
         if tokens > 1 {
             let hidden = (0..tokens).flat_map(|token| {
                 let seen = sight.of(token);
-                (first..end).map(move |at| if seen.contains(&at) { 0.0 } else { MASKED })
+                positions.iter().map(move |at| if seen.contains(at) { 0.0 } else { MASKED })
             });
-            let hidden = TensorData::new(hidden.collect::<Vec<f32>>(), [1, tokens, end - first]);
-            let all = B::float_reshape(scores, Shape::new([heads, tokens, end - first]));
+            let hidden = TensorData::new(hidden.collect::<Vec<f32>>(), [1, tokens, len]);
+            let all = B::float_reshape(scores, Shape::new([heads, tokens, len]));
             let all = B::float_add(all, B::float_from_data(hidden, &device));
-            scores = B::float_reshape(all, Shape::new([key_heads, rows, end - first]));
+            scores = B::float_reshape(all, Shape::new([key_heads, rows, len]));
         }
         let weighted = B::float_matmul(B::softmax(scores, 2), of(&values));
         let weighted = B::float_reshape(weighted, Shape::new([1, heads, tokens, dim]));
         B::float_reshape(B::float_swap_dims(weighted, 1, 2), Shape::new([1, tokens, heads * dim]))
     };
-    let sequences: Vec<_> = read::<B>(start).into_iter().enumerate().map(sequence).collect();
+    let starts = places.start.iter().copied();
+    let sequences: Vec<_> = starts.enumerate().map(sequence).collect();
     let all = match sequences.is_empty() {
         true => B::float_zeros(shape, &device, FloatDType::F32),
         false => B::float_cat(sequences, 0),
@@ -202,7 +219,47 @@ impl Sight {
     }
 }
 
-fn read<B: Backend>(start: IntTensor<B>) -> Vec<i64> {
-    let data = read_sync(B::int_into_data(start));
-    data.unwrap_or_else(|error| panic!("reading where sequences stand: {error}")).iter().collect()
+/// Where sequences stand, and which blocks of a cache they have, as read back from the device.
+struct Places {
+    start: Vec<i64>,
+    table: Vec<i64>,
+    /// Blocks of the cache.
+    blocks: usize,
+}
+
+impl Places {
+    fn read<B: Backend>(start: IntTensor<B>, table: IntTensor<B>, blocks: usize) -> Self {
+        let [start, table] = [start, table].map(|tensor| {
+            let data = read_sync(B::int_into_data(tensor));
+            data.unwrap_or_else(|error| panic!("reading where sequences stand: {error}"))
+        });
+        Self { start: start.iter().collect(), table: table.iter().collect(), blocks }
+    }
+
+    /// Entries of the table for each sequence.
+    fn entries(&self) -> usize {
+        self.table.len().checked_div(self.start.len()).unwrap_or(0)
+    }
+
+    /// Positions that each sequence may have.
+    fn capacity(&self) -> usize {
+        self.entries() * CACHE_BLOCK
+    }
+
+    /// The block that position `position` of sequence `b` lies in.
+    fn block(&self, b: usize, position: usize) -> Option<usize> {
+        let entry = self.table.get(b * self.entries() + position / CACHE_BLOCK)?;
+        usize::try_from(*entry).ok().filter(|block| *block < self.blocks)
+    }
+
+    /// The blocks in which sequence `b` has any of `positions`, and all positions of those.
+    fn seen(&self, b: usize, positions: Range<usize>) -> (Vec<i32>, Vec<usize>) {
+        let entries = positions.start / CACHE_BLOCK..positions.end.div_ceil(CACHE_BLOCK);
+        let held = entries.filter_map(|entry| {
+            let first = entry * CACHE_BLOCK;
+            Some((self.block(b, first)? as i32, first..first + CACHE_BLOCK))
+        });
+        let (blocks, positions): (Vec<i32>, Vec<Range<usize>>) = held.unzip();
+        (blocks, positions.into_iter().flatten().collect())
+    }
 }

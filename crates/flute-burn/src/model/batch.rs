@@ -1,8 +1,10 @@
 //! Prompts of different lengths, to be continued together.
 //!
-//! Each prompt is read by itself: what it becomes does not depend on its neighbours, no token is padded, and the linear
-//! layers have rows enough. From then on the batch decodes as one, every sequence from where it stands.
+//! Each prompt is read by itself, into the blocks of its own row: what it becomes does not depend on its neighbours, no
+//! token is padded, and the linear layers have rows enough. From then on the batch decodes as one, every sequence from
+//! where it stands.
 
+use super::greedy::Likeliest;
 use super::{Cache, Model};
 use crate::error::{Error, Result};
 use burn::tensor::{Int, Tensor};
@@ -18,22 +20,38 @@ impl Model {
     /// # Panics
     /// As [`Model::forward`].
     pub fn read(&self, prompts: &[&[u32]], capacity: usize) -> Result<(Cache, Tensor<2, Int>)> {
-        for prompt in prompts {
-            self.admit_ids(prompt)?;
-            let (found, limit) = (prompt.len(), capacity);
-            match found {
-                0 => return Err(Error::EmptyPrompt),
-                _ if found > limit => return Err(Error::PromptTooLong { found, limit }),
-                _ => {}
-            }
-        }
+        prompts.iter().try_for_each(|prompt| self.admit_prompt(prompt, capacity))?;
         let mut cache = self.new_cache(prompts.len(), capacity)?;
         let mut next = Vec::with_capacity(prompts.len());
-        for (index, prompt) in prompts.iter().enumerate() {
-            let mut alone = self.new_cache(1, prompt.len())?;
-            next.push(self.likeliest(self.tokens(prompt, 1)?, &mut alone)?.tokens);
-            cache.adopt(index, alone);
+        for (row, prompt) in prompts.iter().enumerate() {
+            next.push(self.read_row(prompt, &mut cache, row)?.tokens);
         }
+        cache.tell();
         Ok((cache, Tensor::cat(next, 0)))
+    }
+
+    /// Refuses a prompt that is not one, or leaves `capacity`.
+    pub(super) fn admit_prompt(&self, prompt: &[u32], capacity: usize) -> Result<()> {
+        self.admit_ids(prompt)?;
+        match prompt.len() {
+            0 => Err(Error::EmptyPrompt),
+            found if found > capacity => Err(Error::PromptTooLong { found, limit: capacity }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Reads `prompt` into row `row` of `cache`, whose sequence has seen nothing and has room for it. The device hears of
+    /// it by [`Cache::tell`].
+    pub(super) fn read_row(
+        &self,
+        prompt: &[u32],
+        cache: &mut Cache,
+        row: usize,
+    ) -> Result<Likeliest> {
+        let tokens = self.tokens(prompt, 1)?;
+        let mut lent = cache.lend(row);
+        let next = self.likeliest(tokens, &mut lent);
+        cache.restore(row, lent);
+        next
     }
 }

@@ -10,7 +10,11 @@
 //!
 //! Recordings are CUDA's and HIP's graphs, and on wgpu CubeCL's own. Devices without either compute every step as it
 //! comes, and so does whoever asks for that, or decodes on another thread than the one that loaded the model and made the
-//! cache; the tokens are the same.
+//! cache; the tokens are the same. Sequences may come and go between steps, see [`Decoding::admit`].
+
+mod admission;
+
+pub use admission::Admitted;
 
 use super::greedy::{Likeliest, floats, ids};
 use super::{Cache, Model};
@@ -19,7 +23,7 @@ use crate::device::{self, kernel_dtype};
 use crate::error::{Error, Result};
 use burn::backend::{Backend, Dispatch, DispatchGraph, StreamId};
 use burn::tensor::{DType, Int, Tensor};
-use flute_cube::{Attend, Limits, Rotate};
+use flute_cube::{Attend, CACHE_BLOCK, Limits, Rotate};
 use std::sync::{Mutex, PoisonError};
 
 /// Steps that are computed as they come before one is recorded: in the first, kernels are compiled and Burn's fusion
@@ -90,13 +94,15 @@ impl<'m> Decoding<'m> {
         Ok(Self { way, model, tokens, none, cache })
     }
 
-    /// Computes a step and returns the likeliest next token of each sequence, which the next step computes.
+    /// Computes a step and returns the likeliest next token of each sequence, which the next step computes; that of a row
+    /// without a sequence means nothing.
     ///
     /// # Errors
-    /// [`Error::PromptTooLong`] if the cache is full; [`Error::NotFinite`] as [`Likeliest::ids`];
+    /// [`Error::PromptTooLong`] if a sequence has all the tokens that it may have; [`Error::NotFinite`] as [`Likeliest::ids`];
     /// [`Error::DeviceFailed`]; [`Error::NotRecorded`] once recording a step has failed: this cache is lost then.
     pub fn likeliest(&mut self) -> Result<Vec<u32>> {
-        self.advance(|chosen, _| ids(chosen))
+        let taken = self.cache.taken();
+        self.advance(|chosen, _| ids(chosen, |row| taken[row]))
     }
 
     /// Computes a step and returns the logits `[batch, vocab]` of the next token, row by row. The next step computes the
@@ -129,7 +135,7 @@ impl<'m> Decoding<'m> {
     /// # Errors
     /// [`Error::InvalidOption`] if there are not as many.
     pub fn rewind(&mut self, len: usize) -> Result<()> {
-        let shortest = self.cache.lens().iter().copied().min().unwrap_or(0);
+        let shortest = self.cache.shortest();
         if len > shortest {
             let (found, needed) = (len.to_string(), format!("at most {shortest}"));
             return Err(Error::InvalidOption { name: "the tokens to keep", found, needed });
@@ -164,12 +170,12 @@ impl<'m> Decoding<'m> {
                 let device = self.model.device();
                 // SAFETY: a replay runs the recorded kernels again on the buffers that they were recorded with.
                 // Those are alive: the weights belong to the model, which is borrowed for as long as this decoding
-                // lives and cannot change; tokens, position, keys, values and rotations are in `self.tokens` and
+                // lives and cannot change; tokens, position, table, keys, values and rotations are in `self.tokens` and
                 // `self.cache`, what is read afterwards is in `recording`; and of what a step makes and drops, CubeCL
                 // keeps the pages that a recording touched out of every other use while the graph lives. Nobody else
                 // touches what is written: all of it is in private fields of this type, which are never lent or cloned
                 // (`Decoding::record` makes sure that the buffers have one owner), and `&mut self` allows one caller
-                // at a time. Tokens and positions are written, and choices and logits read, on the stream of the
+                // at a time. Tokens, positions and table are written, and choices and logits read, on the stream of the
                 // recording: `follow_thread` gives the recording up when the caller's stream is another one.
                 #[expect(unsafe_code, reason = "the one place: Burn cannot know the above")]
                 let replayed =
@@ -181,7 +187,7 @@ impl<'m> Decoding<'m> {
                 self.cache.count(1);
                 if !recording.checked {
                     let end = [whole(&self.cache.position)?, whole(&self.tokens)?];
-                    if !recording.left(&end, self.cache.lens())? {
+                    if !recording.left(&end, &self.cache.positions())? {
                         let reason = "a replay did not leave the tokens and positions it made";
                         self.way = Way::Lost(reason.into());
                         return self.advance(read);
@@ -225,7 +231,7 @@ impl<'m> Decoding<'m> {
         let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
         let device = self.model.device().clone();
         let device = device.as_dispatch();
-        let (lens, tokens) = (self.cache.lens().to_vec(), whole(&self.tokens)?);
+        let (lens, tokens) = (self.cache.lens(), whole(&self.tokens)?);
         self.way = Way::Never;
         if Dispatch::graph_prepare(device).is_err() {
             return self.plain(&read);
@@ -271,19 +277,22 @@ impl<'m> Decoding<'m> {
 }
 
 impl Recording {
-    /// Whether a replay moved the positions to `lens` and left the tokens that it chose: whether it writes where it reads.
-    /// `end` is the positions and the tokens.
-    fn left(&self, end: &[Vec<i32>; 2], lens: &[usize]) -> Result<bool> {
+    /// Whether a replay moved the positions to `expected`, where those are any, and left the tokens that it chose: whether
+    /// it writes where it reads. `end` is the positions and the tokens.
+    fn left(&self, end: &[Vec<i32>; 2], expected: &[i32]) -> Result<bool> {
         let [positions, tokens] = end;
-        let moved = positions.iter().map(|position| *position as usize).eq(lens.iter().copied());
-        let chosen = ids(&self.chosen)?;
+        let mut both = positions.iter().zip(expected);
+        // A row without a sequence stands somewhere before the first position.
+        let moved = both.all(|(found, expected)| found == expected || (*found).max(*expected) < 0);
+        let chosen = ids(&self.chosen, |_| false)?;
         Ok(moved && tokens.iter().map(|token| *token as u32).eq(chosen))
     }
 }
 
 /// Whether the host need not know where sequences stand: the kernels that read it on the device serve them.
 fn reads_nothing(model: &Model, cache: &Cache) -> bool {
-    let (config, batch, capacity) = (model.config(), cache.batch(), cache.capacity());
+    let (config, batch, blocks) = (model.config(), cache.batch(), cache.pool().blocks());
+    let capacity = cache.table.dims()[1] * CACHE_BLOCK;
     let (query_heads, key_heads) = (config.num_attention_heads, config.num_key_value_heads);
     let (dim, tokens, scale, cap, window) = (config.head_dim, 1, 1.0, None, None);
     let (Some(client), Ok(dtype)) = (device::client(&model.device), kernel_dtype(model.dtype))
@@ -291,9 +300,20 @@ fn reads_nothing(model: &Model, cache: &Cache) -> bool {
         return false;
     };
     let limits = Limits::of(&client);
-    let rotate = Rotate { batch, tokens, query_heads, key_heads, dim, capacity, dtype };
-    let attend =
-        Attend { batch, tokens, query_heads, key_heads, dim, capacity, scale, cap, window, dtype };
+    let rotate = Rotate { batch, tokens, query_heads, key_heads, dim, capacity, blocks, dtype };
+    let attend = Attend {
+        batch,
+        tokens,
+        query_heads,
+        key_heads,
+        dim,
+        capacity,
+        blocks,
+        scale,
+        cap,
+        window,
+        dtype,
+    };
     rotate.validate(&limits).and(attend.validate(&limits)).is_ok()
 }
 

@@ -24,7 +24,7 @@ impl Likeliest {
     /// [`Error::NotFinite`] if a logit was NaN or the largest is infinite: the model or its device broke;
     /// [`Error::DeviceFailed`].
     pub fn ids(&self) -> Result<Vec<u32>> {
-        ids(&self.chosen)
+        ids(&self.chosen, |_| true)
     }
 
     /// The logits that it was chosen from, `[batch, vocab]` row by row, on the host.
@@ -36,9 +36,9 @@ impl Likeliest {
     }
 }
 
-/// The ids of `chosen` `[batch, 2]`: as [`Likeliest::ids`].
-pub(super) fn ids(chosen: &Tensor<2>) -> Result<Vec<u32>> {
-    let id = |(row, pair): (usize, &[f32])| match pair[0].is_finite() {
+/// The ids of `chosen` `[batch, 2]`: as [`Likeliest::ids`], of whose rows those that `matter` must be finite.
+pub(super) fn ids(chosen: &Tensor<2>, matters: impl Fn(usize) -> bool) -> Result<Vec<u32>> {
+    let id = |(row, pair): (usize, &[f32])| match pair[0].is_finite() || !matters(row) {
         true => Ok(pair[1] as u32),
         false => {
             let (tensor, value) = ("logits".into(), pair[0]);

@@ -19,6 +19,7 @@ mod load;
 mod mlp;
 mod module;
 mod norm;
+mod pool;
 mod projections;
 mod rope;
 mod source;
@@ -26,10 +27,11 @@ mod step;
 mod synthetic;
 
 pub use cache::Cache;
-pub use decoding::Decoding;
+pub use decoding::{Admitted, Decoding};
 pub(crate) use disturbed::Disturbance;
 pub use greedy::Likeliest;
 pub use load::LoadOptions;
+pub use pool::Pool;
 pub use synthetic::SyntheticOptions;
 
 use crate::checkpoint::{GenerationConfig, ModelConfig, Reader};
@@ -37,6 +39,7 @@ use crate::error::{Error, Result};
 use crate::linear::AnyLinear;
 use burn::backend::StreamId;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use cache::CacheShape;
 use decoder::Decoder;
 use load::Loader;
 use source::Source;
@@ -157,7 +160,18 @@ impl Model {
     /// # Errors
     /// [`Error::InvalidOption`] if either is 0; [`Error::PromptTooLong`] if the context is shorter than `capacity`.
     pub fn new_cache(&self, batch: usize, capacity: usize) -> Result<Cache> {
-        Cache::new(&self.config, [batch, capacity], self.dtype, &self.device)
+        let shape = CacheShape { batch, capacity, blocks: None };
+        Cache::new(&self.config, shape, self.dtype, &self.device)
+    }
+
+    /// A cache of `blocks` blocks, each with room for 64 tokens, for up to `batch` sequences of at most `capacity` tokens
+    /// each. It has none yet: [`Decoding::admit`] lets them in.
+    ///
+    /// # Errors
+    /// As [`Model::new_cache`], for any of the three.
+    pub fn paged_cache(&self, batch: usize, capacity: usize, blocks: usize) -> Result<Cache> {
+        let shape = CacheShape { batch, capacity, blocks: Some(blocks) };
+        Cache::new(&self.config, shape, self.dtype, &self.device)
     }
 
     /// As [`Model::new_cache`], already `len` tokens long, which are noise: for measuring.

@@ -1,4 +1,4 @@
-//! What all layers of one step share: where sequences stand.
+//! What all layers of one step share: where sequences stand, and which blocks they have.
 
 use super::cache::Cache;
 use super::rope::Rotations;
@@ -8,6 +8,8 @@ use burn::tensor::{Int, Tensor};
 pub(super) struct Step {
     /// Tokens of each sequence seen before, on the device.
     pub(super) position: Tensor<1, Int>,
+    /// The blocks of each sequence, on the device.
+    pub(super) table: Tensor<2, Int>,
     /// Of every position.
     pub(super) rotations: Rotations,
     /// That of sliding layers.
@@ -17,6 +19,7 @@ pub(super) struct Step {
 impl Step {
     /// One behind what `cache` has; `window` is that of sliding layers.
     pub(super) fn new(cache: &Cache, window: Option<usize>) -> Self {
-        Self { position: cache.position.clone(), rotations: cache.rotations.clone(), window }
+        let (position, table) = (cache.position.clone(), cache.table.clone());
+        Self { position, table, rotations: cache.rotations.clone(), window }
     }
 }

@@ -3,7 +3,7 @@
 
 use cubecl::prelude::*;
 use flute_cube::{
-    Attend, AttendBuffers, Dtype, Result, attend,
+    Attend, AttendBuffers, CACHE_BLOCK, Dtype, Result, attend,
     measure::{self, COLD_BYTES},
 };
 
@@ -21,20 +21,24 @@ pub(crate) fn time_decoding(
         key_heads,
         dim,
         capacity: context + 64,
+        blocks: batch * (context + 64).div_ceil(CACHE_BLOCK),
         scale: (dim as f64).powf(-0.5),
         cap: None,
         window: None,
         dtype,
     };
-    let cache = batch * key_heads * problem.capacity * dim * dtype.size();
+    let cache = problem.blocks * key_heads * CACHE_BLOCK * dim * dtype.size();
     let heads = batch * query_heads * dim * dtype.size();
     let start = client.create_from_slice(bytemuck::cast_slice(&vec![context as i32; batch]));
+    let table: Vec<i32> = (0..problem.blocks as i32).collect();
+    let table = client.create_from_slice(bytemuck::cast_slice(&table));
     // What a cache holds does not change how long it takes to read, if it is read from memory.
     let buffers = |_| AttendBuffers {
         query: client.empty(heads),
         keys: client.empty(cache),
         values: client.empty(cache),
         start: start.clone(),
+        table: table.clone(),
         y: client.empty(heads),
     };
     let all: Vec<_> = (0..COLD_BYTES.div_ceil(2 * cache)).map(buffers).collect();
@@ -63,6 +67,7 @@ pub(crate) fn time(
         key_heads,
         dim,
         capacity: tokens,
+        blocks: tokens.div_ceil(CACHE_BLOCK),
         scale: (dim as f64).powf(-0.5),
         cap: None,
         window: None,
@@ -76,11 +81,14 @@ pub(crate) fn time(
         };
         client.create_from_slice(&dtype.encode(&(0..len).map(|_| next()).collect::<Vec<f32>>()))
     };
+    let table: Vec<i32> = (0..problem.blocks as i32).collect();
+    let cache = problem.blocks * key_heads * CACHE_BLOCK * dim;
     let buffers = AttendBuffers {
         query: noise(query_heads * tokens * dim),
-        keys: noise(key_heads * tokens * dim),
-        values: noise(key_heads * tokens * dim),
+        keys: noise(cache),
+        values: noise(cache),
         start: client.create_from_slice(bytemuck::bytes_of(&0i32)),
+        table: client.create_from_slice(bytemuck::cast_slice(&table)),
         y: client.empty(query_heads * tokens * dim * dtype.size()),
     };
     let timing = measure::time(client, 4, &buffers.y, |_| attend(client, &problem, &buffers))?;

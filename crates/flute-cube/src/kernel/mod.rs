@@ -1,6 +1,7 @@
 //! What runs on the device: one file a family, each with its launch.
 
 pub(crate) mod attend;
+pub(crate) mod blocks;
 pub(crate) mod choose;
 pub(crate) mod decode;
 pub(crate) mod dense;

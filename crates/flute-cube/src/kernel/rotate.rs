@@ -1,7 +1,10 @@
 //! Rotary embedding, and keys and values into their cache: a unit takes a vector of the first half of a head and its
 //! partner in the second.
 
-use super::width::width;
+use super::{
+    blocks::{CACHE_BLOCK, block_at, entries},
+    width::width,
+};
 use crate::{Dtype, Rotate, RotateBuffers};
 use cubecl::{ir::ElemType, prelude::*, server::Handle};
 
@@ -32,12 +35,16 @@ struct Shape {
     batch: usize,
     tokens: usize,
     capacity: usize,
+    /// Of the cache.
+    blocks: usize,
+    /// Of the table, for each sequence.
+    entries: usize,
 }
 
 /// Rotates and stores what `buffers` hold, which were measured for `problem`.
 pub(crate) fn launch(client: &Client, problem: &Rotate, buffers: &RotateBuffers) -> Form {
-    let Rotate { batch, tokens, query_heads, key_heads, dim, capacity, dtype } = *problem;
-    let RotateBuffers { qkv, cos, sin, start, query, keys, values } = buffers;
+    let Rotate { batch, tokens, query_heads, key_heads, dim, capacity, blocks, dtype } = *problem;
+    let RotateBuffers { qkv, cos, sin, start, table, query, keys, values } = buffers;
     let hardware = &client.properties().hardware;
     let typed = [qkv, query, keys, values].map(|buffer| (buffer, dtype.size()));
     let all = [typed.as_slice(), &[(cos, 4), (sin, 4)]].concat();
@@ -51,9 +58,9 @@ pub(crate) fn launch(client: &Client, problem: &Rotate, buffers: &RotateBuffers)
         // SAFETY: every buffer was measured against the shape of the problem.
         unsafe { BufferArg::from_raw_parts(handle.clone(), len) }
     };
-    let cache = batch * key_heads * capacity * row;
+    let (cache, entries) = (blocks * key_heads * CACHE_BLOCK * row, entries(capacity));
     // SAFETY: places of qkv and query stay below the shape; positions from the capacity on are not stored, and read the
-    // last row of the tables.
+    // last row of the rotations; where the table names no block of the cache, nothing is stored.
     unsafe {
         rotate::launch_unchecked(
             client,
@@ -64,10 +71,11 @@ pub(crate) fn launch(client: &Client, problem: &Rotate, buffers: &RotateBuffers)
             arg(cos, capacity * form.half),
             arg(sin, capacity * form.half),
             arg(start, batch),
+            arg(table, batch * entries),
             arg(query, batch * tokens * query_heads * row),
             arg(keys, cache),
             arg(values, cache),
-            ShapeLaunch::new(batch, tokens, capacity),
+            ShapeLaunch::new(batch, tokens, capacity, blocks, entries),
             form,
             dtype.elem(),
         );
@@ -81,6 +89,7 @@ fn rotate<F: Float, N: Size>(
     cos: &[Vector<f32, N>],
     sin: &[Vector<f32, N>],
     start: &[i32],
+    table: &[i32],
     query: &mut [Vector<F, N>],
     keys: &mut [Vector<F, N>],
     values: &mut [Vector<F, N>],
@@ -99,18 +108,18 @@ fn rotate<F: Float, N: Size>(
         let batch = item / comptime!(form.half * form.heads()) / shape.tokens;
         let begin = start[batch];
         let position = u32::cast_from(begin) as usize + token;
-        let stored = begin >= 0 && position < shape.capacity;
+        let within = begin >= 0 && position < shape.capacity;
         let from = item / half * row + column;
         let (low, high) = (qkv[from], qkv[from + half]);
         if head >= comptime!(form.query_heads + form.key_heads) {
-            if stored {
-                let head = head - comptime!(form.query_heads + form.key_heads);
-                let to = ((batch * form.key_heads + head) * shape.capacity + position) * row;
-                values[to + column] = low;
-                values[to + column + half] = high;
+            let head = head - comptime!(form.query_heads + form.key_heads);
+            let place = place(table, batch, head, select(within, position, 0usize), &shape, form);
+            if within && place.stored {
+                values[place.row * row + column] = low;
+                values[place.row * row + column + half] = high;
             }
         } else {
-            let at = select(stored, position, shape.capacity - 1) * half + column;
+            let at = select(within, position, shape.capacity - 1) * half + column;
             let (c, s) = (cos[at], sin[at]);
             let a = Vector::<f32, N>::cast_from(low);
             let b = Vector::<f32, N>::cast_from(high);
@@ -120,13 +129,38 @@ fn rotate<F: Float, N: Size>(
                 let to = ((batch * form.query_heads + head) * shape.tokens + token) * row;
                 query[to + column] = first;
                 query[to + column + half] = second;
-            } else if stored {
+            } else {
                 let head = head - form.query_heads;
-                let to = ((batch * form.key_heads + head) * shape.capacity + position) * row;
-                keys[to + column] = first;
-                keys[to + column + half] = second;
+                let place =
+                    place(table, batch, head, select(within, position, 0usize), &shape, form);
+                if within && place.stored {
+                    keys[place.row * row + column] = first;
+                    keys[place.row * row + column + half] = second;
+                }
             }
         }
         item += CUBE_COUNT * CUBE_DIM as usize;
     }
+}
+
+/// Where a head of a position lies.
+#[derive(CubeType)]
+struct Place {
+    row: usize,
+    /// Whether there is a block for it.
+    stored: bool,
+}
+
+#[cube]
+fn place(
+    table: &[i32],
+    batch: usize,
+    head: usize,
+    position: usize,
+    shape: &Shape,
+    #[comptime] form: Form,
+) -> Place {
+    let block = block_at(table, batch * shape.entries + position / CACHE_BLOCK);
+    let row = (block * form.key_heads + head) * CACHE_BLOCK + position % CACHE_BLOCK;
+    Place { row, stored: block < shape.blocks }
 }

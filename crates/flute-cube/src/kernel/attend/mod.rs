@@ -3,17 +3,21 @@
 //! A cube takes the query heads that share a head of keys, and [`CHUNK`] positions: scores, their greatest and the sum
 //! of their exponentials, and the values weighted by them (`partial`). A second kernel folds the chunks of a head
 //! (`fold`). Chunks begin at multiples of their length and are folded in an order that their number alone decides, so
-//! that a sequence gives the same bits in any batch and any cache.
+//! that a sequence gives the same bits in any batch, any cache and any blocks of it.
 
 mod fold;
 mod partial;
 
-use super::width::width;
+use super::{
+    blocks::{CACHE_BLOCK, entries},
+    width::width,
+};
 use crate::{Attend, AttendBuffers, Dtype, Limits};
 use cubecl::{prelude::*, server::Handle};
 
-/// Positions of a cube. Longer chunks leave processors idle: a cache of 1024 positions and 8 heads is 128 cubes.
-const CHUNK: usize = 64;
+/// Positions of a cube: a block of the cache. Longer chunks leave processors idle: 1024 positions and 8 heads are 128
+/// cubes.
+const CHUNK: usize = CACHE_BLOCK;
 /// Units that share the score of a position.
 const PARTS: usize = 4;
 const UNITS: usize = CHUNK * PARTS;
@@ -91,6 +95,10 @@ fn bytes(problem: &Attend, together: usize) -> usize {
 #[derive(CubeLaunch, CubeType)]
 struct Shape {
     capacity: usize,
+    /// Of the cache.
+    blocks: usize,
+    /// Of the table, for each sequence.
+    entries: usize,
     /// Chunks of a head for which there are cubes.
     splits: usize,
     /// Positions that a token sees, itself among them; read only if there is a window.
@@ -122,11 +130,12 @@ pub(crate) fn launch(
     buffers: &AttendBuffers,
     limits: &Limits,
 ) -> (Form, Handle) {
-    let Attend { batch, query_heads, key_heads, capacity, scale, cap, window, dtype, .. } =
-        *problem;
-    let AttendBuffers { query, keys, values, start, y } = buffers;
+    let Attend {
+        batch, query_heads, key_heads, capacity, blocks, scale, cap, window, dtype, ..
+    } = *problem;
+    let AttendBuffers { query, keys, values, start, table, y } = buffers;
     let form = Form::new(client, problem, buffers, limits);
-    let chunks = capacity.div_ceil(CHUNK);
+    let chunks = entries(capacity);
     // A window that begins in the middle of a chunk reaches into one more.
     let splits = window.map_or(chunks, |window| chunks.min((window + CHUNK - 2) / CHUNK + 1));
     let heads = batch * query_heads;
@@ -136,14 +145,15 @@ pub(crate) fn launch(
     );
     let shape = || {
         let (window, cap) = (window.unwrap_or(0), cap.unwrap_or(1.0));
-        ShapeLaunch::new(capacity, splits, window, scale as f32, cap as f32)
+        ShapeLaunch::new(capacity, blocks, chunks, splits, window, scale as f32, cap as f32)
     };
     let arg = |handle: &Handle, len| {
         // SAFETY: every buffer was measured against the shape of the problem, or was just made for it.
         unsafe { BufferArg::from_raw_parts(handle.clone(), len) }
     };
-    let cache = batch * key_heads * capacity * form.vectors;
-    // SAFETY: positions stay below the capacity, chunks below the splits, and heads below those of the grid.
+    let cache = blocks * key_heads * CHUNK * form.vectors;
+    // SAFETY: positions stay below the capacity, blocks below those of the cache, chunks below the splits, and heads below
+    // those of the grid.
     unsafe {
         partial::partial::launch_unchecked(
             client,
@@ -154,6 +164,7 @@ pub(crate) fn launch(
             arg(keys, cache),
             arg(values, cache),
             arg(start, batch),
+            arg(table, batch * chunks),
             arg(&sums, heads * splits * form.vectors),
             arg(&stats, heads * splits * 2),
             shape(),

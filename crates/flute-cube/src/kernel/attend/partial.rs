@@ -1,6 +1,8 @@
 //! One chunk of positions of the heads that share a head of keys.
 
-use super::{CHUNK, Form, HEADS, MASKED, PARTS, PIECES, Seen, Shape, UNITS, seen};
+use super::{
+    super::blocks::block_at, CHUNK, Form, HEADS, MASKED, PARTS, PIECES, Seen, Shape, UNITS, seen,
+};
 use cubecl::{ir::ElemType, prelude::*};
 
 /// Leaves the weighted values of each head in `sums` `[batch, query heads, splits, dim]`, and in `stats` `[.., 2]` the
@@ -12,6 +14,7 @@ pub(super) fn partial<F: Float, N: Size>(
     keys: &[Vector<F, N>],
     values: &[Vector<F, N>],
     start: &[i32],
+    table: &[i32],
     sums: &mut [Vector<f32, N>],
     stats: &mut [f32],
     shape: Shape,
@@ -20,14 +23,29 @@ pub(super) fn partial<F: Float, N: Size>(
 ) {
     let (split, key_head, batch) = (CUBE_POS_X as usize, CUBE_POS_Y as usize, CUBE_POS_Z as usize);
     let seen = seen(start[batch], &shape, form.windowed);
-    let begin = (seen.first / CHUNK + split) * CHUNK;
-    if begin < seen.end {
-        let group = comptime!(form.group);
-        let vectors = comptime!(form.vectors);
-        let key_heads = CUBE_COUNT_Y as usize;
-        let first_head = (batch * key_heads + key_head) * group;
-        let cache = ((batch * key_heads + key_head) * shape.capacity + begin) * vectors;
-        let unit = UNIT_POS as usize;
+    let chunk = seen.first / CHUNK + split;
+    let begin = chunk * CHUNK;
+    // Looked up before anybody knows whether it is seen: without a window the load waits for no other.
+    let block = block_at(table, batch * shape.entries + min(chunk, shape.entries - 1));
+    let group = comptime!(form.group);
+    let vectors = comptime!(form.vectors);
+    let key_heads = CUBE_COUNT_Y as usize;
+    let first_head = (batch * key_heads + key_head) * group;
+    let unit = UNIT_POS as usize;
+    if begin < seen.end && block >= shape.blocks {
+        // Nothing is stored there: the fold gets a chunk without weight.
+        let mut at = unit;
+        while at < comptime!(group * vectors) {
+            let place = (first_head + at / vectors) * shape.splits + split;
+            sums[place * vectors + at % vectors] = Vector::<f32, N>::new(0.0f32);
+            if at % vectors == 0 {
+                stats[2 * place] = f32::new(MASKED);
+                stats[2 * place + 1] = 0.0f32;
+            }
+            at += UNITS;
+        }
+    } else if begin < seen.end {
+        let cache = (block * key_heads + key_head) * CHUNK * vectors;
 
         let mut queries = Shared::<[Vector<f32, N>]>::new_slice(comptime!(group * vectors));
         let mut at = unit;

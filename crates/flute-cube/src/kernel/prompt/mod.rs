@@ -4,7 +4,8 @@
 //! A cube takes a block of tokens of one head of queries and walks once through the positions that they see, tile by
 //! tile, with a greatest score, a sum and weighted values for each token that are scaled down where a greater score is
 //! found. Tiles begin at multiples of their length, ascending, and what a token does not see adds exact zeros to it: it
-//! gets the same bits in every block, every cut of a prompt, every batch and every cache.
+//! gets the same bits in every block, every cut of a prompt, every batch and every cache. Their length divides a cache's
+//! block, so that a tile lies in one.
 //!
 //! Two kernels: `tensor` for CUDA's matrix unit (f16 and bf16), `plain` for everything else.
 
@@ -13,7 +14,10 @@ mod ptx;
 mod tensor;
 mod weights;
 
-use super::width::width;
+use super::{
+    blocks::{CACHE_BLOCK, entries},
+    width::width,
+};
 use crate::{Attend, AttendBuffers, Limits};
 use cubecl::{prelude::*, server::Handle};
 
@@ -35,6 +39,10 @@ struct Shape {
     /// Query heads that share a head of keys.
     group: usize,
     capacity: usize,
+    /// Of the cache.
+    blocks: usize,
+    /// Of the table, for each sequence.
+    entries: usize,
     /// Positions that a token sees, itself among them; read only if there is a window.
     window: usize,
     /// Factor of the products of q and k, in units that the kernel chooses, as the cap.
@@ -91,8 +99,9 @@ pub(crate) fn launch(
     buffers: &AttendBuffers,
     limits: &Limits,
 ) -> Form {
-    let Attend { batch, tokens, query_heads, key_heads, dim, capacity, .. } = *problem;
-    let AttendBuffers { query, keys, values, start, y } = buffers;
+    let Attend { batch, tokens, query_heads, key_heads, dim, capacity, blocks: held, .. } =
+        *problem;
+    let AttendBuffers { query, keys, values, start, table, y } = buffers;
     let form = match tensor::Form::of(problem, buffers, limits) {
         Some(form) => Form::Tensor(form),
         None => Form::Plain(plain::Form::new(client, problem, buffers)),
@@ -110,14 +119,16 @@ pub(crate) fn launch(
     let count = CubeCount::Static(query_heads as u32, blocks as u32, batch as u32);
     let [scale, cap] = scale.map(|factor| factor as f32);
     let (group, window) = (query_heads / key_heads, problem.window.unwrap_or(0));
-    let shape = ShapeLaunch::new(tokens, group, capacity, window, scale, cap);
-    let (heads, cache) = (batch * query_heads * tokens * dim, batch * key_heads * capacity * dim);
+    let entries = entries(capacity);
+    let shape = ShapeLaunch::new(tokens, group, capacity, held, entries, window, scale, cap);
+    let (heads, cache) = (batch * query_heads * tokens * dim, held * key_heads * CACHE_BLOCK * dim);
     let arg = |handle: &Handle, len| {
         // SAFETY: every buffer was measured against the shape of the problem.
         unsafe { BufferArg::from_raw_parts(handle.clone(), len) }
     };
     match form {
-        // SAFETY: tokens that do not exist read the last one and are not stored; positions stay below the capacity.
+        // SAFETY: tokens that do not exist read the last one and are not stored; positions stay below the
+        // capacity, and blocks below those of the cache.
         Form::Tensor(form) => unsafe {
             tensor::tensor::launch_unchecked(
                 client,
@@ -127,6 +138,7 @@ pub(crate) fn launch(
                 arg(keys, cache / 8),
                 arg(values, cache / 8),
                 arg(start, batch),
+                arg(table, batch * entries),
                 arg(y, heads / 2),
                 shape,
                 form,
@@ -143,6 +155,7 @@ pub(crate) fn launch(
                 arg(keys, cache / form.width),
                 arg(values, cache / form.width),
                 arg(start, batch),
+                arg(table, batch * entries),
                 arg(y, heads / form.width),
                 shape,
                 form,

@@ -4,7 +4,7 @@
 //! values. Nothing but the queries, the scores and their weights lies in shared memory; keys and values come through the
 //! cache, where the tokens of a cube meet.
 
-use super::{MASKED, Shape, end_of, first_of, sight, width};
+use super::{super::blocks::block_at, CACHE_BLOCK, MASKED, Shape, end_of, first_of, sight, width};
 use crate::{Attend, AttendBuffers};
 use cubecl::{ir::ElemType, prelude::Client, prelude::*};
 
@@ -50,6 +50,7 @@ pub(super) fn plain<F: Float, N: Size>(
     keys: &[Vector<F, N>],
     values: &[Vector<F, N>],
     start: &[i32],
+    table: &[i32],
     y: &mut [Vector<F, N>],
     shape: Shape,
     #[comptime] form: Form,
@@ -67,7 +68,7 @@ pub(super) fn plain<F: Float, N: Size>(
         (first_of(block, &sight, &shape, form.windowed), end_of(last, &sight));
     let token = min(block + own, last);
     let (first, end) = (first_of(token, &sight, &shape, form.windowed), end_of(token, &sight));
-    let cache = (batch * (heads / shape.group) + head / shape.group) * shape.capacity;
+    let (key_heads, key_head) = (heads / shape.group, head / shape.group);
 
     let mut queries = Shared::<[Vector<f32, N>]>::new_slice(comptime!(TOKENS * form.vectors));
     let rows = (batch * heads + head) * shape.tokens;
@@ -91,54 +92,61 @@ pub(super) fn plain<F: Float, N: Size>(
     let mut total = 0.0f32;
     let mut begin = block_first / TOKENS * TOKENS;
     while begin < block_end {
-        // Positions that nobody here sees may hold anything: one that somebody sees is read instead.
-        let position = begin + slot;
-        let row = (cache + min(max(position, block_first), block_end - 1usize)) * vectors;
-        let mut score = 0.0f32;
-        for i in 0..vectors {
-            let (query, key) =
-                (queries[own * vectors + i], Vector::<f32, N>::cast_from(keys[row + i]));
-            #[unroll]
-            for j in 0..comptime!(form.width) {
-                score += query.extract(j) * key.extract(j);
+        let held = block_at(table, batch * shape.entries + begin / CACHE_BLOCK);
+        // What lies in no block adds nothing.
+        if held < shape.blocks {
+            let tile = (held * key_heads + key_head) * CACHE_BLOCK + begin % CACHE_BLOCK;
+            // Positions that nobody here sees may hold anything: one that somebody sees is read instead.
+            let position = begin + slot;
+            let seen_here = min(max(position, block_first), block_end - 1usize) - begin;
+            let row = (tile + seen_here) * vectors;
+            let mut score = 0.0f32;
+            for i in 0..vectors {
+                let (query, key) =
+                    (queries[own * vectors + i], Vector::<f32, N>::cast_from(keys[row + i]));
+                #[unroll]
+                for j in 0..comptime!(form.width) {
+                    score += query.extract(j) * key.extract(j);
+                }
             }
-        }
-        if comptime!(form.capped) {
-            // A shader's tanh may overflow where this one has long been 1.
-            score = shape.cap * clamp(score / shape.cap, -15.0f32, 15.0f32).tanh();
-        }
-        let seen = position >= first && position < end;
-        let score = select(seen, score, f32::new(MASKED));
-        scores[unit] = score;
-        sync_cube();
-        let mut higher = top;
-        #[unroll]
-        for j in 0..TOKENS {
-            higher = max(higher, scores[own * TOKENS + j]);
-        }
-        // Against 0 where nothing was seen yet, so that weights of what is not seen are 0 there too.
-        let base = select(higher > f32::new(MASKED), higher, 0.0f32);
-        let kept = (top - base).exp();
-        top = higher;
-        weights[unit] = (score - base).exp();
-        sync_cube();
-        let mut sum = 0.0f32;
-        #[unroll]
-        for i in 0..comptime!(form.own()) {
-            sums[i] *= Vector::<f32, N>::new(kept);
-        }
-        for j in 0..TOKENS {
-            let weight = weights[own * TOKENS + j];
-            sum += weight;
-            let row = (cache + min(max(begin + j, block_first), block_end - 1usize)) * vectors;
+            if comptime!(form.capped) {
+                // A shader's tanh may overflow where this one has long been 1.
+                score = shape.cap * clamp(score / shape.cap, -15.0f32, 15.0f32).tanh();
+            }
+            let seen = position >= first && position < end;
+            let score = select(seen, score, f32::new(MASKED));
+            scores[unit] = score;
+            sync_cube();
+            let mut higher = top;
+            #[unroll]
+            for j in 0..TOKENS {
+                higher = max(higher, scores[own * TOKENS + j]);
+            }
+            // Against 0 where nothing was seen yet, so that weights of what is not seen are 0 there too.
+            let base = select(higher > f32::new(MASKED), higher, 0.0f32);
+            let kept = (top - base).exp();
+            top = higher;
+            weights[unit] = (score - base).exp();
+            sync_cube();
+            let mut sum = 0.0f32;
             #[unroll]
             for i in 0..comptime!(form.own()) {
-                let at = min(comptime!(i * TOKENS) + slot, vectors - 1usize);
-                let value = Vector::<f32, N>::cast_from(values[row + at]);
-                sums[i] += value * Vector::<f32, N>::new(weight);
+                sums[i] *= Vector::<f32, N>::new(kept);
             }
+            for j in 0..TOKENS {
+                let weight = weights[own * TOKENS + j];
+                sum += weight;
+                let seen_here = min(max(begin + j, block_first), block_end - 1usize) - begin;
+                let row = (tile + seen_here) * vectors;
+                #[unroll]
+                for i in 0..comptime!(form.own()) {
+                    let at = min(comptime!(i * TOKENS) + slot, vectors - 1usize);
+                    let value = Vector::<f32, N>::cast_from(values[row + at]);
+                    sums[i] += value * Vector::<f32, N>::new(weight);
+                }
+            }
+            total = total * kept + sum;
         }
-        total = total * kept + sum;
         begin += TOKENS;
         // The next scores may come: the last weights are read after another barrier than they are written before.
     }

@@ -6,7 +6,8 @@
 //! the next tile is copied while one is worked on. Exponentials are powers of two: the factor of the scores holds log₂e.
 
 use super::{
-    MASKED, Shape, end_of, first_of,
+    super::blocks::block_at,
+    CACHE_BLOCK, MASKED, Shape, end_of, first_of,
     ptx::{exchange, exp2, load_transposed, pack, reciprocal},
     sight,
     weights::{Running, mask, weigh},
@@ -98,11 +99,13 @@ pub(super) fn scale(problem: &Attend) -> [f64; 2] {
     }
 }
 
-/// Which positions of which cache a cube reads.
+/// Which positions of which sequence a cube reads, and of which head.
 #[derive(CubeType)]
 struct Source {
-    /// Rows of the cache before its own.
-    cache: usize,
+    /// Of the table, before those of the sequence.
+    entries: usize,
+    key_head: usize,
+    key_heads: usize,
     first: usize,
     end: usize,
 }
@@ -113,6 +116,7 @@ pub(super) fn tensor(
     keys: &[U4],
     values: &[U4],
     start: &[i32],
+    table: &[i32],
     y: &mut [u32],
     shape: Shape,
     #[comptime] form: Form,
@@ -126,7 +130,9 @@ pub(super) fn tensor(
     let sight = sight(start[batch], &shape);
     let last = min(block + comptime!(form.tokens()), shape.tokens) - 1usize;
     let source = Source {
-        cache: (batch * (heads / shape.group) + head / shape.group) * shape.capacity,
+        entries: batch * shape.entries,
+        key_head: head / shape.group,
+        key_heads: heads / shape.group,
         first: first_of(block, &sight, &shape, form.windowed),
         end: end_of(last, &sight),
     };
@@ -139,8 +145,10 @@ pub(super) fn tensor(
     let stages = shared_address::<U4>(unsafe { shared.as_ptr_unchecked() });
     let mut at = source.first / tile_len;
     let tiles = source.end.div_ceil(tile_len);
+    let mut block = block_of(table, &source, at, &shape, form);
     if at < tiles {
-        bring(keys, values, &source, at, stage_of(at, stages, form), form);
+        let tile = Tile { at, block, stage: stage_of(at, stages, form) };
+        bring(keys, values, &source, &tile, &shape, form);
     }
 
     let rows = (batch * heads + head) * shape.tokens;
@@ -173,15 +181,19 @@ pub(super) fn tensor(
     let (all_from, all_to) =
         (first_of(own + 15, &sight, &shape, form.windowed), end_of(own, &sight));
     while at < tiles {
+        // Looked up while copies arrive.
+        let next = block_of(table, &source, at + 1usize, &shape, form);
         await_copies();
         sync_cube();
         let stage = stage_of(at, stages, form);
         if at + 1 < tiles {
-            bring(keys, values, &source, at + 1usize, stage_of(at + 1usize, stages, form), form);
+            let stage = stage_of(at + 1usize, stages, form);
+            let tile = Tile { at: at + 1usize, block: next, stage };
+            bring(keys, values, &source, &tile, &shape, form);
         }
         let begin = at * tile_len;
-        // Some planes of the block see less than others.
-        if begin < end && begin + tile_len > first {
+        // Some planes of the block see less than others, and nobody what lies in no block of the cache.
+        if begin < end && begin + tile_len > first && block < shape.blocks {
             let mut scores = score(&queries, stage + key_lane as u32, &shape, form);
             if begin < all_from || begin + tile_len > all_to {
                 mask(&mut scores, low, begin + lane % 4 * 2, &sight, &shape, form);
@@ -189,6 +201,7 @@ pub(super) fn tensor(
             weigh(&mut scores, &mut sums, &mut running, form);
             gather(&scores, &mut sums, stage + value_lane as u32, form);
         }
+        block = next;
         at += 1;
     }
 
@@ -228,6 +241,30 @@ fn stage_of(tile: usize, stages: u32, #[comptime] form: Form) -> u32 {
     stages + tile as u32 % 2u32 * comptime!(form.side() as u32 * 32)
 }
 
+/// The cache's block in which tile `at` of the sequence lies.
+#[cube]
+fn block_of(
+    table: &[i32],
+    source: &Source,
+    at: usize,
+    shape: &Shape,
+    #[comptime] form: Form,
+) -> usize {
+    // The tile behind the last may have no entry.
+    let entry = min(at * comptime!(form.keys()) / CACHE_BLOCK, shape.entries - 1usize);
+    block_at(table, source.entries + entry)
+}
+
+/// Positions that are copied together.
+#[derive(CubeType)]
+struct Tile {
+    at: usize,
+    /// The cache's block that has them.
+    block: usize,
+    /// Where they go.
+    stage: u32,
+}
+
 /// Asks for the keys and values of a tile. Positions that nobody of the block sees become 0: the cache may hold anything
 /// there, and what it holds must not meet a weight of 0.
 #[cube]
@@ -235,10 +272,15 @@ fn bring(
     keys: &[U4],
     values: &[U4],
     source: &Source,
-    tile: usize,
-    stage: u32,
+    tile: &Tile,
+    shape: &Shape,
     #[comptime] form: Form,
 ) {
+    let tile_len = comptime!(form.keys());
+    // Of a tile that lies in no block nothing is read, but addresses are those of memory.
+    let block = min(tile.block, shape.blocks - 1usize);
+    let begin = tile.at * tile_len;
+    let first = (block * source.key_heads + source.key_head) * CACHE_BLOCK + begin % CACHE_BLOCK;
     let row_vectors = comptime!(form.dim / 8);
     let vectors = comptime!(form.keys() * row_vectors);
     let units = comptime!(2 * form.tokens());
@@ -247,11 +289,11 @@ fn bring(
     for round in 0..comptime!(vectors.div_ceil(units)) {
         let i = comptime!(round * units) + unit;
         let (row, vector) = (i / row_vectors, i % row_vectors);
-        let position = tile * comptime!(form.keys()) + row;
+        let position = begin + row;
         let seen = position >= source.first && position < source.end;
-        let from = (source.cache + select(seen, position, source.first)) * row_vectors + vector;
-        let bytes = select(seen, 16u32, 0u32);
-        let to = stage + ((row * comptime!(form.stride()) + vector) * 16) as u32;
+        let from = (first + row) * row_vectors + vector;
+        let bytes = select(seen && tile.block < shape.blocks, 16u32, 0u32);
+        let to = tile.stage + ((row * comptime!(form.stride()) + vector) * 16) as u32;
         if comptime!((round + 1) * units <= vectors) || i < vectors {
             copy_async(keys, from, to, bytes);
             copy_async(values, from, to + comptime!(form.side() as u32 * 16), bytes);
