@@ -20,3 +20,9 @@ pub(crate) fn entries(capacity: usize) -> usize {
 pub(super) fn block_at(table: &[i32], entry: usize) -> usize {
     u32::cast_from(table[entry]) as usize
 }
+
+/// The row of a cache `[blocks, heads, 64]` that holds `position` of a head, which lies in `block`.
+#[cube]
+pub(super) fn row_of(block: usize, heads: usize, head: usize, position: usize) -> usize {
+    (block * heads + head) * CACHE_BLOCK + position % CACHE_BLOCK
+}

@@ -2,7 +2,7 @@
 //! partner in the second.
 
 use super::{
-    blocks::{CACHE_BLOCK, block_at, entries},
+    blocks::{CACHE_BLOCK, block_at, entries, row_of},
     width::width,
 };
 use crate::{Dtype, Rotate, RotateBuffers};
@@ -112,11 +112,14 @@ fn rotate<F: Float, N: Size>(
         let from = item / half * row + column;
         let (low, high) = (qkv[from], qkv[from + half]);
         if head >= comptime!(form.query_heads + form.key_heads) {
-            let head = head - comptime!(form.query_heads + form.key_heads);
-            let place = place(table, batch, head, select(within, position, 0usize), &shape, form);
-            if within && place.stored {
-                values[place.row * row + column] = low;
-                values[place.row * row + column + half] = high;
+            if within {
+                let block = block_at(table, batch * shape.entries + position / CACHE_BLOCK);
+                if block < shape.blocks {
+                    let head = head - comptime!(form.query_heads + form.key_heads);
+                    let to = row_of(block, form.key_heads, head, position) * row;
+                    values[to + column] = low;
+                    values[to + column + half] = high;
+                }
             }
         } else {
             let at = select(within, position, shape.capacity - 1) * half + column;
@@ -129,38 +132,15 @@ fn rotate<F: Float, N: Size>(
                 let to = ((batch * form.query_heads + head) * shape.tokens + token) * row;
                 query[to + column] = first;
                 query[to + column + half] = second;
-            } else {
-                let head = head - form.query_heads;
-                let place =
-                    place(table, batch, head, select(within, position, 0usize), &shape, form);
-                if within && place.stored {
-                    keys[place.row * row + column] = first;
-                    keys[place.row * row + column + half] = second;
+            } else if within {
+                let block = block_at(table, batch * shape.entries + position / CACHE_BLOCK);
+                if block < shape.blocks {
+                    let to = row_of(block, form.key_heads, head - form.query_heads, position) * row;
+                    keys[to + column] = first;
+                    keys[to + column + half] = second;
                 }
             }
         }
         item += CUBE_COUNT * CUBE_DIM as usize;
     }
-}
-
-/// Where a head of a position lies.
-#[derive(CubeType)]
-struct Place {
-    row: usize,
-    /// Whether there is a block for it.
-    stored: bool,
-}
-
-#[cube]
-fn place(
-    table: &[i32],
-    batch: usize,
-    head: usize,
-    position: usize,
-    shape: &Shape,
-    #[comptime] form: Form,
-) -> Place {
-    let block = block_at(table, batch * shape.entries + position / CACHE_BLOCK);
-    let row = (block * form.key_heads + head) * CACHE_BLOCK + position % CACHE_BLOCK;
-    Place { row, stored: block < shape.blocks }
 }

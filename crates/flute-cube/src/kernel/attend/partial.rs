@@ -1,8 +1,7 @@
 //! One chunk of positions of the heads that share a head of keys.
 
-use super::{
-    super::blocks::block_at, CHUNK, Form, HEADS, MASKED, PARTS, PIECES, Seen, Shape, UNITS, seen,
-};
+use super::{CHUNK, Form, HEADS, MASKED, PARTS, PIECES, Seen, Shape, UNITS, seen};
+use crate::kernel::blocks::{block_at, row_of};
 use cubecl::{ir::ElemType, prelude::*};
 
 /// Leaves the weighted values of each head in `sums` `[batch, query heads, splits, dim]`, and in `stats` `[.., 2]` the
@@ -45,7 +44,7 @@ pub(super) fn partial<F: Float, N: Size>(
             at += UNITS;
         }
     } else if begin < seen.end {
-        let cache = (block * key_heads + key_head) * CHUNK * vectors;
+        let cache = row_of(block, key_heads, key_head, begin) * vectors;
 
         let mut queries = Shared::<[Vector<f32, N>]>::new_slice(comptime!(group * vectors));
         let mut at = unit;

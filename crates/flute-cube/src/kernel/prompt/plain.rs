@@ -4,8 +4,11 @@
 //! values. Nothing but the queries, the scores and their weights lies in shared memory; keys and values come through the
 //! cache, where the tokens of a cube meet.
 
-use super::{super::blocks::block_at, CACHE_BLOCK, MASKED, Shape, end_of, first_of, sight, width};
-use crate::{Attend, AttendBuffers};
+use super::{CACHE_BLOCK, MASKED, Shape, end_of, first_of, sight, width};
+use crate::{
+    Attend, AttendBuffers,
+    kernel::blocks::{block_at, row_of},
+};
 use cubecl::{ir::ElemType, prelude::Client, prelude::*};
 
 /// Tokens of a cube, positions of a tile, and units that share a token.
@@ -95,7 +98,7 @@ pub(super) fn plain<F: Float, N: Size>(
         let held = block_at(table, batch * shape.entries + begin / CACHE_BLOCK);
         // What lies in no block adds nothing.
         if held < shape.blocks {
-            let tile = (held * key_heads + key_head) * CACHE_BLOCK + begin % CACHE_BLOCK;
+            let tile = row_of(held, key_heads, key_head, begin);
             // Positions that nobody here sees may hold anything: one that somebody sees is read instead.
             let position = begin + slot;
             let seen_here = min(max(position, block_first), block_end - 1usize) - begin;

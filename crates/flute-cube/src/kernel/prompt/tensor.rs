@@ -6,7 +6,6 @@
 //! the next tile is copied while one is worked on. Exponentials are powers of two: the factor of the scores holds log₂e.
 
 use super::{
-    super::blocks::block_at,
     CACHE_BLOCK, MASKED, Shape, end_of, first_of,
     ptx::{exchange, exp2, load_transposed, pack, reciprocal},
     sight,
@@ -14,6 +13,7 @@ use super::{
 };
 use crate::{
     Attend, AttendBuffers, Dtype, Limits,
+    kernel::blocks::{block_at, row_of},
     kernel::ptx::{F4, U4, await_copies, copy_async, load_matrices, mma, shared_address},
 };
 use cubecl::prelude::*;
@@ -280,7 +280,7 @@ fn bring(
     // Of a tile that lies in no block nothing is read, but addresses are those of memory.
     let block = min(tile.block, shape.blocks - 1usize);
     let begin = tile.at * tile_len;
-    let first = (block * source.key_heads + source.key_head) * CACHE_BLOCK + begin % CACHE_BLOCK;
+    let first = row_of(block, source.key_heads, source.key_head, begin);
     let row_vectors = comptime!(form.dim / 8);
     let vectors = comptime!(form.keys() * row_vectors);
     let units = comptime!(2 * form.tokens());
