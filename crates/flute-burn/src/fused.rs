@@ -48,7 +48,7 @@ pub struct Attend {
 }
 
 /// A cache of keys and values, and which of them a batch of sequences has. A position of a sequence lies in one of its
-/// blocks of [`CACHE_BLOCK`](flute_cube::CACHE_BLOCK) positions, which may be any of the cache.
+/// blocks of [`CACHE_BLOCK`] positions, which may be any of the cache.
 #[derive(Clone, Debug)]
 pub struct Slot {
     /// `[blocks, key_heads, 64, dim]`.

@@ -174,8 +174,9 @@ impl<'m> Decoding<'m> {
                 // `self.cache`, what is read afterwards is in `recording`; and of what a step makes and drops, CubeCL
                 // keeps the pages that a recording touched out of every other use while the graph lives. Nobody else
                 // touches what is written: all of it is in private fields of this type, which are never lent or cloned
-                // (`Decoding::record` makes sure that the buffers have one owner), and `&mut self` allows one caller
-                // at a time. Tokens, positions and table are written, and choices and logits read, on the stream of the
+                // (`Decoding::record` makes sure that the buffers have one owner; while `Decoding::admit` reads a
+                // prompt, a cache of its own has keys and values, and gives them back), and `&mut self` allows one
+                // caller at a time. Tokens, positions and table are written, and choices and logits read, on the stream of the
                 // recording: `follow_thread` gives the recording up when the caller's stream is another one.
                 #[expect(unsafe_code, reason = "the one place: Burn cannot know the above")]
                 let replayed =

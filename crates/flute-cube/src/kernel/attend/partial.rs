@@ -33,14 +33,15 @@ pub(super) fn partial<F: Float, N: Size>(
     let unit = UNIT_POS as usize;
     if begin < seen.end && block >= shape.blocks {
         // Nothing is stored there: the fold gets a chunk without weight.
+        if unit < group {
+            let place = 2 * ((first_head + unit) * shape.splits + split);
+            stats[place] = f32::new(MASKED);
+            stats[place + 1] = 0.0f32;
+        }
         let mut at = unit;
         while at < comptime!(group * vectors) {
             let place = (first_head + at / vectors) * shape.splits + split;
             sums[place * vectors + at % vectors] = Vector::<f32, N>::new(0.0f32);
-            if at % vectors == 0 {
-                stats[2 * place] = f32::new(MASKED);
-                stats[2 * place + 1] = 0.0f32;
-            }
             at += UNITS;
         }
     } else if begin < seen.end {
