@@ -96,6 +96,14 @@ pub fn bench(model: &Model, options: &BenchOptions, stage: &mut dyn FnMut(&str))
     if longest > limit {
         return Err(Error::PromptTooLong { found: longest, limit });
     }
+    // First, while nothing is compiled: a user's first prompt finds a model that has just been loaded.
+    let prompt = match prompt {
+        0 => None,
+        prompt => {
+            stage("prompt");
+            Some(read_prompt(model, prompt)?)
+        }
+    };
     stage("read rate");
     let client = device::client(model.device());
     let read_rate = client.map(|client| measure::read_rate(&client, READ)).transpose()?;
@@ -104,13 +112,6 @@ pub fn bench(model: &Model, options: &BenchOptions, stage: &mut dyn FnMut(&str))
     let step_seconds_launched = match graph {
         true => Some(decode(model, &BenchOptions { graph: false, ..*options })?.median),
         false => None,
-    };
-    let prompt = match prompt {
-        0 => None,
-        prompt => {
-            stage("prompt");
-            Some(read_prompt(model, prompt)?)
-        }
     };
     let step_bytes = model.step_bytes(batch, context + WARM_UP + tokens / 2);
     let floor_seconds = read_rate.map(|rate| step_bytes.total() as f64 / rate);

@@ -7,6 +7,7 @@
 
 mod parts;
 mod rotation;
+mod rounded;
 
 pub use rotation::Rotation;
 
@@ -339,7 +340,10 @@ impl On<'_> {
     }
 
     fn floats<const D: usize>(&self, values: Vec<f32>, shape: [usize; D]) -> Param<Tensor<D>> {
-        let data = TensorData::new(values, shape);
+        self.data(TensorData::new(values, shape))
+    }
+
+    fn data<const D: usize>(&self, data: TensorData) -> Param<Tensor<D>> {
         let tensor = self.device.memory_persistent_allocations(data, |data: TensorData| {
             Tensor::from_data(data, (self.device, self.dtype))
         });

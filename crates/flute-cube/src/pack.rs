@@ -28,12 +28,16 @@
 //! address. Rows and columns that do not exist have code 0 and scale 0.
 
 mod blocks;
+mod packing;
 mod stored;
 
+pub use packing::Packing;
 pub use stored::Canonical;
 
 use crate::{Bits, Error, Format, Quantized, Result};
+use packing::Part;
 use rayon::prelude::*;
+use std::convert::Infallible;
 
 /// Rows of a block.
 pub const BLOCK_ROWS: usize = 16;
@@ -52,21 +56,23 @@ pub fn to_canonical(codes: &[u8], codes_per_row: usize, bits_per_code: u8) -> Ve
     let row_bytes = canonical_row_bytes(codes_per_row, bits_per_code);
     let mut out = vec![0; codes.len() / codes_per_row.max(1) * row_bytes];
     let rows = out.par_chunks_mut(row_bytes.max(1)).zip(codes.par_chunks(codes_per_row.max(1)));
-    rows.for_each(|(out, codes)| {
-        let (mut word, mut held, mut at) = (0u32, 0, 0);
-        for code in codes {
-            word |= u32::from(*code) << held;
-            held += bits_per_code;
-            while held >= 8 {
-                out[at] = word as u8;
-                (word, held, at) = (word >> 8, held - 8, at + 1);
-            }
-        }
-        if held > 0 {
-            out[at] = word as u8;
-        }
-    });
+    rows.for_each(|(out, codes)| to_canonical_row(codes, bits_per_code, out));
     out
+}
+
+fn to_canonical_row(codes: &[u8], bits_per_code: u8, out: &mut [u8]) {
+    let (mut word, mut held, mut at) = (0u32, 0, 0);
+    for code in codes {
+        word |= u32::from(*code) << held;
+        held += bits_per_code;
+        while held >= 8 {
+            out[at] = word as u8;
+            (word, held, at) = (word >> 8, held - 8, at + 1);
+        }
+    }
+    if held > 0 {
+        out[at] = word as u8;
+    }
 }
 
 /// Canonical rows to codes, one a byte.
@@ -140,17 +146,22 @@ impl PackedWeight {
 
     /// Canonical to kernel order.
     pub fn pack(weight: &Quantized) -> Self {
-        let (n, k, format) = (weight.n(), weight.k(), weight.format());
-        let per_row = k.div_ceil(2);
-        let words = Self::words_of(n, k, format, |row, block, out| {
-            let first = block * (BLOCK_K / 2);
-            for (i, out) in out.iter_mut().enumerate() {
-                let pair = first + i;
-                *out = if pair < per_row { weight.pair_index(row, pair) } else { 0 };
+        let (n, k, format, table) = (weight.n(), weight.k(), weight.format(), weight.table());
+        let (width, code_bits) = (k.div_ceil(table.dim()), format.bits.get() * table.dim() as u8);
+        let row_bytes = canonical_row_bytes(width, code_bits);
+        let mut words = vec![0; Self::words_len(n, k, format)];
+        let part = Part { rows: n, k, bits: format.bits, row_bytes };
+        let Ok(()) = part.fill(&mut words, |row, bytes| {
+            let codes = weight.codes()[row * width..].chunks_exact(width);
+            for (out, codes) in bytes.chunks_exact_mut(row_bytes).zip(codes) {
+                to_canonical_row(codes, code_bits, out);
             }
+            Ok::<_, Infallible>(())
         });
-        let scales = scales_in_kernel_order(weight.scales(), n, k, format);
-        Self { n, k, format, words, scales, pairs: weight.table().pair_table() }
+        let (groups, padded) = (format.group.count(k), padded_groups(k, format));
+        let mut scales = vec![0.0; Self::scales_len(n, k, format)];
+        put_scales(&mut scales, weight.scales(), groups, padded);
+        Self { n, k, format, words, scales, pairs: table.pair_table() }
     }
 
     /// Kernel order to pair indices `[n, ceil(k/2)]` and scales `[n, groups]`.
@@ -206,10 +217,9 @@ pub(crate) fn padded_groups(k: usize, format: Format) -> usize {
     format.group.count(k.next_multiple_of(BLOCK_K))
 }
 
-/// Scales `[n, groups]` in kernel order, zeros where no row or column is.
-fn scales_in_kernel_order(scales: &[f32], n: usize, k: usize, format: Format) -> Vec<f32> {
-    let (groups, padded) = (format.group.count(k), padded_groups(k, format));
-    let mut out = vec![0.0; PackedWeight::scales_len(n, k, format)];
+/// Writes scales `[n, groups]` to the beginning of `out` in kernel order, in which a row has `padded` groups; leaves
+/// what has no row or group as it is.
+fn put_scales(out: &mut [f32], scales: &[f32], groups: usize, padded: usize) {
     let tiles = out.par_chunks_mut(BLOCK_ROWS * padded).zip(scales.par_chunks(BLOCK_ROWS * groups));
     tiles.for_each(|(out, scales)| {
         for (row, values) in scales.chunks_exact(groups).enumerate() {
@@ -218,7 +228,6 @@ fn scales_in_kernel_order(scales: &[f32], n: usize, k: usize, format: Format) ->
             }
         }
     });
-    out
 }
 
 /// Row and group of the scale at `index` in kernel order.

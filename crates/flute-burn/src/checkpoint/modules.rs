@@ -3,10 +3,11 @@
 use super::import::Foreign;
 use super::import::flute_legacy::FluteConfig;
 use super::layout::Layout;
+use super::positioned::read_exact_at;
 use super::quantization::Scheme;
 use super::reader::{Reader, float_dtype, shape_error};
 use crate::error::{Error, Result};
-use flute_cube::pack::{self, Canonical};
+use flute_cube::pack::{self, Packing};
 use flute_cube::{Format, PackedWeight, Quantized, QuantizedParts, Table};
 use safetensors::Dtype;
 
@@ -54,7 +55,9 @@ impl Reader {
         if let Some(foreign) = &self.foreign {
             return foreign.weight(self, module);
         }
-        let Parts { layout, table, scales, codes: bytes } = self.parts(module)?;
+        let Parts { layout, table, .. } = self.parts(module)?;
+        let scales = self.finite(&format!("{module}.scales"))?;
+        let bytes = self.raw(&format!("{module}.codes"))?.bytes;
         let (n, k, format) = (layout.n, layout.k, layout.format);
         let in_module = |source| Error::Module { module: module.into(), source };
         let width = k.div_ceil(layout.dim);
@@ -65,18 +68,59 @@ impl Reader {
 
     /// The same in kernel order; of our format, without a byte for every code between.
     pub(super) fn packed_weight(&self, module: &str) -> Result<PackedWeight> {
-        if self.foreign.is_some() {
-            return Ok(PackedWeight::pack(&self.quantized(module)?));
+        match self.foreign {
+            Some(_) => Ok(PackedWeight::pack(&self.quantized(module)?)),
+            None => self.pack(&self.parts(module)?, &[]),
         }
-        let Parts { layout, table, scales, codes } = self.parts(module)?;
-        let Layout { n, k, format, .. } = layout;
-        let weight = Canonical { n, k, format, codes: &codes, scales: &scales, table: &table };
-        let in_module = |source| Error::Module { module: module.into(), source };
-        PackedWeight::from_canonical(&weight).map_err(in_module)
     }
 
-    /// The tensors of a module in our format.
-    fn parts(&self, module: &str) -> Result<Parts> {
+    /// The weights of `modules` as one, in kernel order, the rows of the first above those of the second and so on;
+    /// none if they cannot be one.
+    pub(super) fn packed_stack_weight(&self, modules: &[String]) -> Result<Option<PackedWeight>> {
+        if self.foreign.is_some() {
+            let weights = modules.iter().map(|module| self.packed_weight(module));
+            return Ok(PackedWeight::stack(weights.collect::<Result<_>>()?).ok());
+        }
+        let parts = modules.iter().map(|module| self.parts(module)).collect::<Result<Vec<_>>>()?;
+        let whole = |part: &Parts<'_>| part.layout.n.is_multiple_of(pack::BLOCK_ROWS);
+        match parts.as_slice() {
+            [above @ .., _] if !above.iter().all(whole) => Ok(None),
+            [first, rest @ ..] if rest.iter().all(|part| first.is_like(part)) => {
+                self.pack(first, rest).map(Some)
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Modules that are alike as one weight. Codes go from the file through pieces that a cache holds to their place.
+    fn pack(&self, first: &Parts<'_>, rest: &[Parts<'_>]) -> Result<PackedWeight> {
+        let Layout { k, format, .. } = first.layout;
+        let all = || std::iter::once(first).chain(rest);
+        let in_module = |module: &str| {
+            let module = module.to_owned();
+            |source| Error::Module { module, source }
+        };
+        let n = all().map(|part| part.layout.n).sum();
+        let packing = Packing::new(n, k, format, &first.table);
+        let mut packing = packing.map_err(in_module(first.module))?;
+        let row_bytes = packing.row_bytes() as u64;
+        for Parts { module, layout, .. } in all() {
+            let scales = self.finite(&format!("{module}.scales"))?;
+            let (path, file, info) = self.find(&format!("{module}.codes"))?;
+            let read = |row, bytes: &mut [u8]| {
+                let offset = info.offset + row as u64 * row_bytes;
+                read_exact_at(file, bytes, offset).map_err(Error::io("read", path))
+            };
+            packing.add(layout.n, &scales, read).map_err(|error| match error {
+                Error::Cube(source) => in_module(module)(source),
+                error => error,
+            })?;
+        }
+        packing.finish().map_err(in_module(first.module))
+    }
+
+    /// Shapes and table of a module in our format.
+    fn parts<'a>(&self, module: &'a str) -> Result<Parts<'a>> {
         let layout = self.layout(module)?;
         let bits = layout.format.bits;
         let values = self.finite(&format!("{module}.table"))?;
@@ -85,9 +129,12 @@ impl Reader {
             _ => Table::pairs(bits, values.as_chunks().0),
         }
         .map_err(|source| Error::Module { module: module.into(), source })?;
-        let scales = self.finite(&format!("{module}.scales"))?;
-        let codes = self.raw(&format!("{module}.codes"))?.bytes;
-        Ok(Parts { layout, table, scales, codes })
+        Ok(Parts { module, layout, table })
+    }
+
+    /// `[n, k]` of the quantized module as it is stored, and the blocks of its rotation.
+    pub(crate) fn quantized_shape(&self, module: &str) -> Result<([usize; 2], Option<usize>)> {
+        self.layout(module).map(|layout| ([layout.n, layout.k], layout.hadamard_size))
     }
 
     /// The shapes of a quantized module, checked against each other.
@@ -141,12 +188,20 @@ impl Reader {
     }
 }
 
-/// A module in our format as it is stored, its codes unchecked.
-struct Parts {
+/// A module in our format, its codes and scales unread.
+struct Parts<'a> {
+    module: &'a str,
     layout: Layout,
     table: Table,
-    scales: Vec<f32>,
-    codes: Vec<u8>,
+}
+
+impl Parts<'_> {
+    /// Whether rows of `other` can lie below its own in one weight.
+    fn is_like(&self, other: &Self) -> bool {
+        let shape = |part: &Self| (part.layout.k, part.layout.dim, part.layout.format);
+        let bits = |part: &Self| part.table.values().iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+        shape(self) == shape(other) && bits(self) == bits(other)
+    }
 }
 
 /// The table of stored `values`. They rule; the configuration's name for them is kept where it fits.

@@ -256,13 +256,46 @@ impl Reader {
     /// # Errors
     /// As [`Reader::linear`]; [`Error::TensorAbsent`] for a layer that is not quantized.
     pub fn packed(&self, module: &str) -> Result<PackedLinear> {
-        if self.contains(&format!("{module}.weight")) && self.contains(&format!("{module}.codes")) {
-            return Err(Error::Ambiguous { module: module.into() });
-        }
+        self.check_one_form(module)?;
         let weight = self.packed_weight(module)?;
         let bias = self.bias(module, weight.n)?;
         let Layout { hadamard_size, hadamard_seed, .. } = self.layout(module)?;
         Ok(PackedLinear { weight, bias, hadamard_size, hadamard_seed })
+    }
+
+    /// The quantized linear layers `modules`, which have one input, as one layer: the rows of the first above those of
+    /// the second and so on. None if formats, tables or rotations differ, if some alone have a bias, or if one but the
+    /// last has no multiple of 16 rows.
+    ///
+    /// # Errors
+    /// As [`Reader::packed`].
+    pub fn packed_stack(&self, modules: &[String]) -> Result<Option<PackedLinear>> {
+        let mut layouts = vec![];
+        for module in modules {
+            self.check_one_form(module)?;
+            layouts.push(self.layout(module)?);
+        }
+        let rotation = |layout: &Layout| (layout.hadamard_size, layout.hadamard_seed);
+        let Some((hadamard_size, hadamard_seed)) = layouts.first().map(rotation) else {
+            return Ok(None);
+        };
+        let biases = modules.iter().zip(&layouts).map(|(module, layout)| self.bias(module, layout.n));
+        let biases: Vec<_> = biases.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect();
+        let alike = layouts.windows(2).all(|two| rotation(&two[0]) == rotation(&two[1]));
+        if !alike || ![0, modules.len()].contains(&biases.len()) {
+            return Ok(None);
+        }
+        let bias = (!biases.is_empty()).then(|| biases.concat());
+        let weight = self.packed_stack_weight(modules)?;
+        Ok(weight.map(|weight| PackedLinear { weight, bias, hadamard_size, hadamard_seed }))
+    }
+
+    /// Refuses a module that is stored both dense and quantized.
+    fn check_one_form(&self, module: &str) -> Result<()> {
+        match self.contains(&format!("{module}.weight")) && self.contains(&format!("{module}.codes")) {
+            true => Err(Error::Ambiguous { module: module.into() }),
+            false => Ok(()),
+        }
     }
 
     /// The bias of the linear layer `module` of `n` features, if it has one.

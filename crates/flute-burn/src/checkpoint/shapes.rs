@@ -61,11 +61,19 @@ pub fn names() -> impl Iterator<Item = &'static str> {
 /// # Errors
 /// [`Error::InvalidOption`] with the names that are known.
 pub fn named(name: &str) -> Result<ModelConfig> {
+    ModelConfig::parse(&config_json(name)?, Path::new(name))
+}
+
+/// The `config.json` of a dense model of the shape `name`, for whoever writes a directory of it.
+///
+/// # Errors
+/// As [`named`].
+pub fn config_json(name: &str) -> Result<Value> {
     let Some((_, family, sizes)) = SHAPES.iter().find(|(known, ..)| *known == name) else {
         let needed = format!("one of {}", names().collect::<Vec<_>>().join(", "));
         return Err(Error::InvalidOption { name: "the shape", found: name.into(), needed });
     };
-    ModelConfig::parse(&json(*family, *sizes), Path::new(name))
+    Ok(json(*family, *sizes))
 }
 
 fn json(family: Family, sizes: Sizes) -> Value {

@@ -1,5 +1,6 @@
 //! Layers of weights in kernel order, on the host or on their device already.
 
+use super::rounded::Rounded;
 use super::{FluteLinear, On, check, check_bias};
 use crate::device;
 use crate::error::{Error, Result};
@@ -25,22 +26,25 @@ impl FluteLinear {
         check(shape, dtype, device)?;
         check_lengths(shape, [words.len(), scales.len(), 2 * pairs.len()])?;
         let kernel = device::kernel_dtype(dtype)?;
-        let overflows = |value: &f32| !kernel.round(*value).is_finite();
-        if let Some(at) = scales.iter().position(overflows) {
-            let (row, group) = pack::scale_place(at, k, format);
-            let (tensor, value) = (format!("a weight of [{n}, {k}]"), scales[at]);
+        let on = On { dtype, device };
+        // The one copy that stays is in the device's type: the f32 go when it is made.
+        let scale = |at: usize| (pack::scale_place(at, k, format), scales[at]);
+        let rounded = Rounded::new(&scales, kernel);
+        if let Some(((row, group), value)) = rounded.broken.map(scale) {
+            let tensor = format!("a weight of [{n}, {k}]");
             return Err(Error::ScaleOverflow { tensor, row, group, value, dtype: kernel });
         }
+        drop(scales);
         let pairs = pairs.into_flattened();
-        if let Some(index) = pairs.iter().position(overflows) {
+        let table = Rounded::new(&pairs, kernel);
+        if let Some(index) = table.broken {
             let (what, value) = ("the pair table, rounded to the layer's type,", pairs[index]);
             return Err(flute_cube::Error::NotFinite { what, index, value }.into());
         }
-        let (on, lengths) = (On { dtype, device }, [scales.len(), pairs.len()]);
         Ok(Self {
             words: on.words(words),
-            scales: on.floats(scales, [lengths[0]]),
-            pairs: on.floats(pairs, [lengths[1]]),
+            scales: on.data(rounded.data),
+            pairs: on.data(table.data),
             bias: bias.map(|bias| on.floats(bias.to_vec(), [n])),
             signs: None,
             shape,

@@ -1,7 +1,8 @@
 //! From files to parameters, one layer after another.
 //!
 //! Codes go from the file to kernel order without a form between them, dense weights in the type that the device holds:
-//! the host never has more than the layers of one product, and what is on its way to the device.
+//! the host never has more than the layers of one product, and what is on its way to the device. A device copies while
+//! the host reads on, but waits are put between, so that no more than [`UNDERWAY`] bytes are on that way.
 
 use super::embedding::Embedding;
 use super::norm::RmsNorm;
@@ -16,6 +17,7 @@ use burn::module::{Param, ParamId};
 use burn::nn;
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use flute_cube::PackedWeight;
+use std::cell::Cell;
 
 /// Where a model is loaded to, and how.
 #[derive(Clone, Debug)]
@@ -39,18 +41,23 @@ impl LoadOptions {
     }
 }
 
+/// Bytes that the device may have been given without having been waited for.
+const UNDERWAY: usize = 128 << 20;
+
 /// Reads tensors of the shapes that the configuration says, and refuses all others.
 pub(super) struct Loader<'a> {
     reader: &'a Reader,
     dtype: DType,
     options: &'a LoadOptions,
+    /// Bytes given to the device since it was last waited for.
+    underway: Cell<usize>,
 }
 
 impl<'a> Loader<'a> {
     pub(super) fn new(reader: &'a Reader, options: &'a LoadOptions) -> Result<Self> {
         let dtype = options.dtype.unwrap_or_else(|| device::default_dtype(&options.device));
         device::check_dtype(&options.device, dtype)?;
-        Ok(Self { reader, dtype, options })
+        Ok(Self { reader, dtype, options, underway: Cell::new(0) })
     }
 
     fn tensor<const D: usize>(
@@ -61,11 +68,28 @@ impl<'a> Loader<'a> {
     ) -> Result<Param<Tensor<D>>> {
         expect(name, &self.reader.info(name)?.shape, &shape)?;
         let data = self.reader.data(name, device::kernel_dtype(dtype)?)?;
+        let bytes = data.bytes().len();
         let device = &self.options.device;
         let tensor = device.memory_persistent_allocations(data, |data: TensorData| {
             Tensor::from_data(data, (device, dtype))
         });
+        self.given(bytes)?;
         Ok(Param::initialized(ParamId::new(), tensor))
+    }
+
+    /// Waits for the device if that is too much at once: it would be kept on the host until copied.
+    fn given(&self, bytes: usize) -> Result<()> {
+        let underway = self.underway.get() + bytes;
+        self.underway.set(underway);
+        if underway < UNDERWAY {
+            return Ok(());
+        }
+        self.underway.set(0);
+        let device = &self.options.device;
+        device.sync().map_err(|error| Error::DeviceFailed {
+            device: device::name(device),
+            reason: error.to_string(),
+        })
     }
 
     fn expect_bias(&self, name: &str) -> Result<()> {
@@ -103,7 +127,9 @@ impl<'a> Loader<'a> {
                 }
             }
         };
-        AnyLinear::dense(dense, [n, k], stored.bias, self.dtype, &self.options.device)
+        let dense = AnyLinear::dense(dense, [n, k], stored.bias, self.dtype, &self.options.device)?;
+        self.given(dense.bytes())?;
+        Ok(dense)
     }
 
     fn packed(&self, name: &str, shape: [usize; 2]) -> Result<PackedLinear> {
@@ -117,6 +143,7 @@ impl<'a> Loader<'a> {
         let PackedLinear { weight, bias, hadamard_size, hadamard_seed: seed } = packed;
         let (dtype, device) = (self.dtype, &self.options.device);
         let linear = FluteLinear::from_packed(weight, bias.as_deref(), dtype, device)?;
+        self.given(linear.bytes())?;
         Ok(AnyLinear::Flute(match hadamard_size {
             Some(block) => linear.with_rotation(Rotation { block, in_features, seed })?,
             None => linear,
@@ -148,21 +175,23 @@ impl Source for Loader<'_> {
             let layers = stack.layers().map(one).collect::<Result<_>>()?;
             return Ok(Projections::apart(layers));
         }
-        let mut parts = vec![];
+        let mut names = vec![];
         for (name, shape) in stack.layers() {
             if stack.bias {
                 self.expect_bias(&name)?;
             }
-            parts.push(self.packed(&name, shape)?);
+            let (found, hadamard_size) = self.reader.quantized_shape(&name)?;
+            expect_codes(&name, found, shape, hadamard_size)?;
+            names.push(name);
         }
-        match stacked(parts) {
-            Ok(all) => {
+        match self.reader.packed_stack(&names)? {
+            Some(all) => {
                 let layer = self.layer(all, stack.in_features)?;
                 Ok(Projections::together(layer, stack.widths()))
             }
-            Err(parts) => {
-                let layer = |part| self.layer(part, stack.in_features);
-                Ok(Projections::apart(parts.into_iter().map(layer).collect::<Result<_>>()?))
+            None => {
+                let layers = stack.layers().map(one).collect::<Result<_>>()?;
+                Ok(Projections::apart(layers))
             }
         }
     }
@@ -189,29 +218,6 @@ impl Source for Loader<'_> {
             _ => gain,
         };
         Ok(RmsNorm::new(gain, config.rms_norm_eps))
-    }
-}
-
-/// The rows of all `parts` as one layer, or the parts again where they differ.
-fn stacked(parts: Vec<PackedLinear>) -> std::result::Result<PackedLinear, Vec<PackedLinear>> {
-    let biases = parts.iter().filter(|part| part.bias.is_some()).count();
-    let rotation = |part: &PackedLinear| (part.hadamard_size, part.hadamard_seed);
-    let rotations = parts.windows(2).all(|two| rotation(&two[0]) == rotation(&two[1]));
-    if !rotations || (biases > 0 && biases < parts.len()) || parts.is_empty() {
-        return Err(parts);
-    }
-    let (hadamard_size, hadamard_seed) = rotation(&parts[0]);
-    let (weights, biases): (Vec<_>, Vec<_>) =
-        parts.into_iter().map(|part| (part.weight, part.bias)).unzip();
-    match PackedWeight::stack(weights) {
-        Ok(weight) => {
-            let bias = biases.into_iter().collect::<Option<Vec<_>>>().map(|all| all.concat());
-            Ok(PackedLinear { weight, bias, hadamard_size, hadamard_seed })
-        }
-        Err(weights) => {
-            let part = |(weight, bias)| PackedLinear { weight, bias, hadamard_size, hadamard_seed };
-            Err(weights.into_iter().zip(biases).map(part).collect())
-        }
     }
 }
 

@@ -29,6 +29,9 @@ struct Report {
     prompt: usize,
     /// None for a shape, which is made and not read.
     load: Option<Load>,
+    /// From opening the directory to the first token of a prompt: loading, compiling and reading. None for a shape, or
+    /// if no prompt is measured.
+    first_token_seconds: Option<f64>,
     speed: Speed,
 }
 
@@ -70,6 +73,9 @@ pub(crate) fn run(args: &BenchArgs, quiet: bool) -> anyhow::Result<()> {
         tokens,
         prompt,
         load,
+        first_token_seconds: load
+            .zip(speed.prompt)
+            .map(|(load, prompt)| load.seconds + prompt.first_token_seconds_cold),
         speed,
     };
     if args.json.wanted {
@@ -93,8 +99,7 @@ fn synthetic(shape: &str, args: &BenchArgs) -> anyhow::Result<Model> {
 }
 
 fn timed_load(dir: &Path, args: &BenchArgs) -> anyhow::Result<(Model, Load)> {
-    let reader = Reader::open(dir)?;
-    let bytes = reader.tensors().map(|(_, info)| info.bytes).sum();
+    let bytes = Reader::open(dir)?.tensors().map(|(_, info)| info.bytes).sum();
     let options =
         LoadOptions { dtype: args.dtype.into(), ..LoadOptions::new(device::parse(&args.device)?) };
     let start = Instant::now();
@@ -111,6 +116,12 @@ fn print(report: &Report) -> anyhow::Result<()> {
     if let Some(Load { seconds, bytes, bytes_per_second }) = report.load {
         let (bytes, rate) = (DecimalBytes(bytes), DecimalBytes(bytes_per_second as u64));
         output::line(format_args!("load     {seconds:.2} s, {bytes}, {rate}/s"))?;
+    }
+    if let Some(seconds) = report.first_token_seconds {
+        let prompt = report.prompt;
+        output::line(format_args!(
+            "start    {seconds:.2} s from the files to the first token behind a prompt of {prompt}"
+        ))?;
     }
     let (rate, step) = (speed.tokens_per_second, milliseconds(speed.step_seconds));
     output::line(format_args!(

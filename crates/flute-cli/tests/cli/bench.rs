@@ -11,7 +11,7 @@ fn a_shape_is_measured_without_any_checkpoint() {
     assert_eq!(found["model"], "tiny");
     assert_eq!(found["format"], "W3G128");
     assert_eq!(found["device"], "cpu");
-    assert!(found["load"].is_null());
+    assert!(found["load"].is_null() && found["first_token_seconds"].is_null());
     let speed = &found["speed"];
     assert!(speed["tokens_per_second"].as_f64().unwrap() > 0.0);
     assert!(speed["step_bytes"]["linears"].as_u64().unwrap() > 0);
@@ -26,8 +26,10 @@ fn a_directory_is_measured_from_its_loading_on() {
     assert!(loaded <= bytes && bytes < loaded + 100_000, "{loaded} of {bytes}");
     assert!(found["load"]["bytes_per_second"].as_f64().unwrap() > 0.0);
     assert!(found["speed"]["prompt"]["first_token_seconds"].as_f64().unwrap() > 0.0);
+    let seconds = |value: &serde_json::Value| value.as_f64().unwrap();
+    assert!(seconds(&found["first_token_seconds"]) > seconds(&found["load"]["seconds"]));
     let words = done(flute(["bench", text(&QUANTIZED)].into_iter().chain(QUICK)));
-    for line in ["load ", "decode ", "reads ", "prompt "] {
+    for line in ["load ", "start ", "decode ", "reads ", "prompt "] {
         assert!(words.contains(line), "{line} is not in {words}");
     }
 }

@@ -1,10 +1,7 @@
-//! From files to kernel order without a byte for every code between them, and several weights as one.
+//! Whole weights in canonical rows to kernel order, and several weights as one.
 
-use super::{
-    BLOCK_K, BLOCK_ROWS, PackedWeight, blocks, canonical_row_bytes, scales_in_kernel_order,
-};
-use crate::{Error, Format, Result, Table, quantized};
-use rayon::prelude::*;
+use super::{BLOCK_ROWS, PackedWeight, Packing};
+use crate::{Error, Format, Result, Table};
 
 /// A weight in canonical rows, unchecked: what a file holds.
 #[derive(Clone, Debug)]
@@ -31,27 +28,18 @@ impl PackedWeight {
     /// [`Error::NotFinite`].
     pub fn from_canonical(weight: &Canonical<'_>) -> Result<Self> {
         let Canonical { n, k, format, codes, scales, table } = *weight;
-        quantized::check_shape(n, k, format, table)?;
-        quantized::check_scales(scales, n, format.group.count(k))?;
-        let (width, code_bits) = (k.div_ceil(table.dim()), format.bits.get() * table.dim() as u8);
-        let row_bytes = canonical_row_bytes(width, code_bits);
-        if codes.len() != n * row_bytes {
+        let mut packing = Packing::new(n, k, format, table)?;
+        let (found, expected) = (codes.len(), n * packing.row_bytes());
+        if found != expected {
             let what = "the canonical code matrix (bytes)";
-            return Err(Error::WrongLength { what, found: codes.len(), expected: n * row_bytes });
+            return Err(Error::WrongLength { what, found, expected });
         }
-        let used = width * usize::from(code_bits) % 8;
-        let dirty = |row: &[u8]| used > 0 && row[row_bytes - 1] >> used != 0;
-        if let Some(row) = codes.chunks_exact(row_bytes).position(dirty) {
-            return Err(Error::DirtyPadding { row });
-        }
-        let step = BLOCK_K / 8 * usize::from(format.bits.get());
-        let words = Self::words_of(n, k, format, |row, block, out| {
-            let row = &codes[row * row_bytes..][..row_bytes];
-            let from = (block * step).min(row_bytes);
-            blocks::read_row(&row[from..row_bytes.min(from + step)], format.bits, out);
-        });
-        let (scales, pairs) = (scales_in_kernel_order(scales, n, k, format), table.pair_table());
-        Ok(Self { n, k, format, words, scales, pairs })
+        let row_bytes = packing.row_bytes();
+        packing.add(n, scales, |row, bytes| {
+            bytes.copy_from_slice(&codes[row * row_bytes..][..bytes.len()]);
+            Ok::<_, Error>(())
+        })?;
+        packing.finish()
     }
 
     /// Weights of one input as one weight, the rows of the first above those of the second and so on. Rows do not
@@ -99,27 +87,5 @@ impl PackedWeight {
             tile.dequantize()[row * self.k..][..self.k].to_vec()
         };
         ids.iter().flat_map(row).collect()
-    }
-
-    /// The words of a weight whose pair indices `read(row, block, out)` gives.
-    pub(super) fn words_of(
-        n: usize,
-        k: usize,
-        format: Format,
-        read: impl Fn(usize, usize, &mut [u8; BLOCK_K / 2]) + Sync,
-    ) -> Vec<u32> {
-        let (k_blocks, block) = (k.div_ceil(BLOCK_K), super::block_words(format.bits));
-        let mut words = vec![0; Self::words_len(n, k, format)];
-        words.par_chunks_mut(block * k_blocks).enumerate().for_each(|(tile, words)| {
-            let mut indices = [[0; BLOCK_K / 2]; BLOCK_ROWS];
-            let rows = BLOCK_ROWS.min(n - tile * BLOCK_ROWS);
-            for (kb, words) in words.chunks_exact_mut(block).enumerate() {
-                for (row, out) in indices[..rows].iter_mut().enumerate() {
-                    read(tile * BLOCK_ROWS + row, kb, out);
-                }
-                blocks::write(&indices, format.bits, words);
-            }
-        });
-        words
     }
 }
