@@ -1,17 +1,18 @@
 //! What loading a model asks of the host. One test, since the memory of a process is what it looks at.
 
-#[path = "../benches/load/memory.rs"]
-mod memory;
 #[path = "../benches/load/noise.rs"]
 #[expect(dead_code, reason = "the bench reports more of it")]
 mod noise;
+#[path = "../benches/load/process.rs"]
+#[expect(dead_code, reason = "the bench reports times too")]
+mod process;
 
 use flute_burn::checkpoint::shapes;
 use flute_burn::device;
 use flute_burn::model::{LoadOptions, Model};
 use flute_cube::Format;
-use memory::Peak;
 use noise::Noise;
+use process::{Used, Watch};
 
 #[test]
 fn loading_takes_the_memory_of_the_model_and_of_a_few_layers() {
@@ -23,9 +24,9 @@ fn loading_takes_the_memory_of_the_model_and_of_a_few_layers() {
     let dir = root.path().join("model");
     noise.write(&dir).unwrap();
     let blocks = noise.block_bytes() * noise.layers() as u64;
-    let peak = Peak::start();
+    let watch = Watch::start();
     let model = Model::load(&dir, &LoadOptions::new(device::parse("cpu").unwrap())).unwrap();
-    let Some((most, kept)) = peak.end() else {
+    let Some(Used { peak_bytes: most, kept_bytes: kept, .. }) = watch.and_then(Watch::end) else {
         eprintln!("skipped: this system does not tell how much memory a process has had");
         return;
     };

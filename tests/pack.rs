@@ -329,6 +329,15 @@ fn canonical_rows_are_refused_as_their_codes_are() {
     ));
 }
 
+fn add(packing: &mut pack::Packing, part: &Quantized) -> Result<(), Error> {
+    let codes = pack::to_canonical(part.codes(), part.k(), part.format().bits.get());
+    let row_bytes = packing.row_bytes();
+    packing.add(part.n(), part.scales(), |row, bytes| {
+        bytes.copy_from_slice(&codes[row * row_bytes..][..bytes.len()]);
+        Ok(())
+    })
+}
+
 #[test]
 fn weights_one_below_the_other_pack_to_the_packed_ones_in_a_row() {
     let mut rng = StdRng::seed_from_u64(SEED ^ 2);
@@ -351,7 +360,21 @@ fn weights_one_below_the_other_pack_to_the_packed_ones_in_a_row() {
         };
         let expected = PackedWeight::pack(&Quantized::new(all).expect("valid"));
         let packed = parts.each_ref().map(PackedWeight::pack).to_vec();
-        assert!(PackedWeight::stack(packed.clone()) == Ok(expected), "{bits} bits");
+        assert!(PackedWeight::stack(packed.clone()).as_ref() == Ok(&expected), "{bits} bits");
+        let mut packing = pack::Packing::new(69, 200, format, &Table::nf(bits)).expect("valid");
+        parts.iter().for_each(|part| add(&mut packing, part).expect("it fits"));
+        assert!(packing.finish() == Ok(expected), "{bits} bits, part by part");
+
+        let packing = || pack::Packing::new(38, 200, format, &Table::nf(bits)).expect("valid");
+        let wrong = |found, expected| move |error: Error| matches!(error, Error::WrongLength { found: f, expected: e, .. } if (f, e) == (found, expected));
+        assert!(packing().finish().is_err_and(wrong(0, 38)), "no row has arrived");
+        let mut begun = packing();
+        assert_eq!(add(&mut begun, &parts[2]), Ok(()));
+        assert!(add(&mut begun, &parts[1]).is_err_and(wrong(21, 32)), "21 rows end within a block");
+        assert!(add(&mut begun, &parts[0]).is_err_and(wrong(32, 17)), "more than are missing");
+        let broken =
+            packing().add(16, parts[1].scales(), |row, _| Err(Error::DirtyPadding { row }));
+        assert_eq!(broken, Err(Error::DirtyPadding { row: 0 }), "what reading says is handed on");
 
         let apart =
             |weights: Vec<PackedWeight>| PackedWeight::stack(weights.clone()) == Err(weights);

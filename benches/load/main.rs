@@ -6,18 +6,18 @@
 //! process had at most during a load, less what it had before: on a GPU buffers alone, on the CPU the model itself too.
 //! Exit codes: 0, 1 if something failed, 2 for a command line that is none.
 
-mod memory;
 mod noise;
 mod options;
+mod process;
 mod report;
 
 use anyhow::{Context, Result, ensure};
 use flute_burn::checkpoint::{Reader, shapes};
 use flute_burn::device;
 use flute_burn::model::{LoadOptions, Model};
-use memory::Peak;
 use noise::Noise;
 use options::{Options, USAGE};
+use process::Watch;
 use report::{Load, Report};
 use std::{process::ExitCode, time::Instant};
 
@@ -68,13 +68,12 @@ fn measure(options: &Options) -> Result<Report> {
     let device = device::parse(&options.device)?;
     let mut loads = vec![];
     for _ in 0..options.runs {
-        let peak = Peak::start();
+        let watch = Watch::start();
         let start = Instant::now();
         let model = Model::load(&dir, &LoadOptions::new(device.clone()))?;
         model.device().sync().context("the device failed while the model was loaded")?;
         let seconds = start.elapsed().as_secs_f64();
-        let (peak_bytes, kept_bytes) = peak.end().unzip();
-        loads.push(Load { seconds, peak_bytes, kept_bytes });
+        loads.push(Load { seconds, used: watch.and_then(Watch::end) });
         drop(model);
         device.memory_cleanup();
         device.sync().context("the device failed while its memory was given back")?;

@@ -124,10 +124,18 @@ impl Noise {
             for (name, [n, k]) in self.linears() {
                 let module = format!("{block}.{name}");
                 let codes = vec![n, self.row_bytes(k)];
-                specs.push(TensorSpec { name: format!("{module}.codes"), dtype: Dtype::U8, shape: codes });
+                specs.push(TensorSpec {
+                    name: format!("{module}.codes"),
+                    dtype: Dtype::U8,
+                    shape: codes,
+                });
                 specs.push(half(format!("{module}.scales"), vec![n, self.format.group.count(k)]));
                 let values = vec![self.format.bits.codes()];
-                specs.push(TensorSpec { name: format!("{module}.table"), dtype: Dtype::F32, shape: values });
+                specs.push(TensorSpec {
+                    name: format!("{module}.table"),
+                    dtype: Dtype::F32,
+                    shape: values,
+                });
                 let biased = ["q_proj", "k_proj", "v_proj"].iter().any(|part| name.ends_with(part));
                 if self.config.attention_bias && biased {
                     specs.push(half(format!("{module}.bias"), vec![n]));
@@ -139,7 +147,8 @@ impl Noise {
 
     /// Name in its block and `[n, k]` of each linear layer.
     fn linears(&self) -> [(&'static str, [usize; 2]); 7] {
-        let ModelConfig { hidden_size: hidden, intermediate_size: wide, head_dim, .. } = self.config;
+        let ModelConfig { hidden_size: hidden, intermediate_size: wide, head_dim, .. } =
+            self.config;
         let queries = self.config.num_attention_heads * head_dim;
         let keys = self.config.num_key_value_heads * head_dim;
         [

@@ -47,8 +47,9 @@ impl Options {
                 Some((name, value)) => (name.to_string(), Some(value.to_string())),
                 None => (arg, None),
             };
-            let mut value =
-                || inline.clone().or_else(|| args.next()).with_context(|| format!("{name}: no value"));
+            let mut value = || {
+                inline.clone().or_else(|| args.next()).with_context(|| format!("{name}: no value"))
+            };
             match name.as_str() {
                 "--help" | "-h" => return Ok(None),
                 // What cargo itself adds.

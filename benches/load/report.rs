@@ -1,5 +1,6 @@
 //! The figures, for people and for machines.
 
+use crate::process::Used;
 use anyhow::Result;
 use serde::Serialize;
 
@@ -29,10 +30,8 @@ pub(crate) struct Report {
 #[derive(Serialize)]
 pub(crate) struct Load {
     pub(crate) seconds: f64,
-    /// Host memory beyond that of the start, at most; none where the system does not tell.
-    pub(crate) peak_bytes: Option<u64>,
-    /// The same when the model is loaded: on the CPU the model is in it.
-    pub(crate) kept_bytes: Option<u64>,
+    /// None where the system does not tell.
+    pub(crate) used: Option<Used>,
 }
 
 impl Report {
@@ -57,11 +56,12 @@ impl Report {
         line("host", self.host_seconds);
         for load in &self.loads {
             line("load", load.seconds);
-            if let (Some(peak), Some(kept)) = (load.peak_bytes, load.kept_bytes) {
+            if let Some(Used { peak_bytes, kept_bytes, cpu_seconds }) = load.used {
                 println!(
-                    "memory   {:8.1} MB at most, {:.1} MB kept",
-                    megabytes(peak),
-                    megabytes(kept)
+                    "memory   {:8.1} MB at most, {:.1} MB kept; {:.2} cores busy",
+                    megabytes(peak_bytes),
+                    megabytes(kept_bytes),
+                    cpu_seconds / load.seconds
                 );
             }
         }

@@ -199,7 +199,8 @@ impl Parts<'_> {
     /// Whether rows of `other` can lie below its own in one weight.
     fn is_like(&self, other: &Self) -> bool {
         let shape = |part: &Self| (part.layout.k, part.layout.dim, part.layout.format);
-        let bits = |part: &Self| part.table.values().iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+        let bits =
+            |part: &Self| part.table.values().iter().map(|v| v.to_bits()).collect::<Vec<_>>();
         shape(self) == shape(other) && bits(self) == bits(other)
     }
 }

@@ -279,7 +279,8 @@ impl Reader {
         let Some((hadamard_size, hadamard_seed)) = layouts.first().map(rotation) else {
             return Ok(None);
         };
-        let biases = modules.iter().zip(&layouts).map(|(module, layout)| self.bias(module, layout.n));
+        let biases =
+            modules.iter().zip(&layouts).map(|(module, layout)| self.bias(module, layout.n));
         let biases: Vec<_> = biases.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect();
         let alike = layouts.windows(2).all(|two| rotation(&two[0]) == rotation(&two[1]));
         if !alike || ![0, modules.len()].contains(&biases.len()) {
@@ -292,7 +293,9 @@ impl Reader {
 
     /// Refuses a module that is stored both dense and quantized.
     fn check_one_form(&self, module: &str) -> Result<()> {
-        match self.contains(&format!("{module}.weight")) && self.contains(&format!("{module}.codes")) {
+        match self.contains(&format!("{module}.weight"))
+            && self.contains(&format!("{module}.codes"))
+        {
             true => Err(Error::Ambiguous { module: module.into() }),
             false => Ok(()),
         }

@@ -72,7 +72,8 @@ fn three(g: usize, [upper, lower]: [&[u8; 48]; 2], words: &mut [u32; 192]) {
         }
     }
     let (first, rest) = words.split_at_mut(128);
-    let (first, rest) = (&mut first.as_chunks_mut::<16>().0[g], &mut rest.as_chunks_mut::<8>().0[g]);
+    let (first, rest) =
+        (&mut first.as_chunks_mut::<16>().0[g], &mut rest.as_chunks_mut::<8>().0[g]);
     for t in 0..4 {
         (0..4).for_each(|w| first[4 * t + w] = all[w][t]);
         (0..2).for_each(|w| rest[2 * t + w] = all[4 + w][t]);
