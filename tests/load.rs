@@ -4,7 +4,6 @@
 #[expect(dead_code, reason = "the bench reports more of it")]
 mod noise;
 #[path = "../benches/load/process.rs"]
-#[expect(dead_code, reason = "the bench reports times too")]
 mod process;
 
 use flute_burn::checkpoint::shapes;

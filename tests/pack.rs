@@ -366,12 +366,20 @@ fn weights_one_below_the_other_pack_to_the_packed_ones_in_a_row() {
         assert!(packing.finish() == Ok(expected), "{bits} bits, part by part");
 
         let packing = || pack::Packing::new(38, 200, format, &Table::nf(bits)).expect("valid");
-        let wrong = |found, expected| move |error: Error| matches!(error, Error::WrongLength { found: f, expected: e, .. } if (f, e) == (found, expected));
-        assert!(packing().finish().is_err_and(wrong(0, 38)), "no row has arrived");
+        let wrong = |lengths: (usize, usize)| {
+            move |error: Error| match error {
+                Error::WrongLength { found, expected, .. } => (found, expected) == lengths,
+                _ => false,
+            }
+        };
+        assert!(packing().finish().is_err_and(wrong((0, 38))), "no row has arrived");
         let mut begun = packing();
         assert_eq!(add(&mut begun, &parts[2]), Ok(()));
-        assert!(add(&mut begun, &parts[1]).is_err_and(wrong(21, 32)), "21 rows end within a block");
-        assert!(add(&mut begun, &parts[0]).is_err_and(wrong(32, 17)), "more than are missing");
+        assert!(
+            add(&mut begun, &parts[1]).is_err_and(wrong((21, 32))),
+            "21 rows end within a block"
+        );
+        assert!(add(&mut begun, &parts[0]).is_err_and(wrong((32, 17))), "more than are missing");
         let broken =
             packing().add(16, parts[1].scales(), |row, _| Err(Error::DirtyPadding { row }));
         assert_eq!(broken, Err(Error::DirtyPadding { row: 0 }), "what reading says is handed on");
