@@ -36,13 +36,13 @@ fn a_dense_plan_is_for_many_rows_of_half_types_and_its_memory_is_bounded() {
             assert_eq!(Plan::select(&many, &limits), Ok(Plan::Dense(plan)));
             assert_eq!(dense(&problem(128, n, k, dtype)), None);
             let plan = Plan::select(&problem(64, n, k, dtype), &limits);
-            assert!(matches!(plan, Ok(Plan::Wgmma(_))));
+            assert!(matches!(plan, Ok(Plan::Stream(_))));
         }
     }
     assert_eq!(dense(&problem(8192, 4096, 4096, Dtype::F32)), None);
     let without = Limits { dense: false, ..limits.clone() };
     let plan = Plan::select(&problem(8192, 4096, 4096, Dtype::F16), &without);
-    assert!(matches!(plan, Ok(Plan::Wgmma(_))));
+    assert!(matches!(plan, Ok(Plan::Stream(_))));
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Plans of devices that need not be here: plain data, so they can be asked for anywhere.
 
 use crate::case::{BITS, GROUPS, ROWS, SHAPES};
-use flute_cube::{Dtype, Format, Limits, Plan, Problem};
+use flute_cube::{Dtype, Error, Format, Limits, Plan, Problem, StreamPlan};
 use std::collections::HashSet;
 
 /// GPUs with and without tensor cores, large and small.
@@ -66,5 +66,78 @@ fn the_selected_plan_is_among_the_candidates_and_each_of_them_is_valid() {
                 assert_eq!(verdict, Ok(()), "{plan} for {problem:?} on {}", limits.name);
             }
         }
+    }
+}
+
+fn streaming() -> (Problem, Limits, StreamPlan) {
+    let format = Format::new(4, 128).expect("served");
+    let problem = Problem { m: 16, n: 28672, k: 4096, format, dtype: Dtype::F16, bias: false };
+    let plan = StreamPlan {
+        warpgroups: 4,
+        warpgroups_k: 1,
+        tiles: 14,
+        tokens: 16,
+        blocks: 2,
+        stages: 5,
+        split: 1,
+    };
+    (problem, Limits::nvidia("H200", 132, 227), plan)
+}
+
+#[test]
+fn a_streaming_plan_is_refused_where_the_device_lacks_what_it_needs() {
+    let (problem, hopper, plan) = streaming();
+    assert_eq!(Plan::Stream(plan).validate(&problem, &hopper), Ok(()));
+    let ampere = Limits::nvidia("A100", 108, 163);
+    let deep = StreamPlan { stages: 16, ..plan };
+    let wide = StreamPlan { warpgroups_k: 2, blocks: 1, stages: 3, ..plan };
+    let full = StreamPlan { warpgroups: 5, tokens: 128, blocks: 1, stages: 3, ..plan };
+    for (plan, limits, lacking) in [
+        (plan, &ampere, "warpgroup path"),
+        (deep, &hopper, "bytes of shared memory"),
+        (wide, &hopper, "units a cube"),
+        (full, &hopper, "registers a unit"),
+    ] {
+        let error = Plan::Stream(plan).validate(&problem, limits).expect_err("refused");
+        assert!(error.is_unsupported(), "{error}");
+        let what = match error {
+            Error::UnsupportedPlan { what, .. } => what,
+            other => panic!("{other}"),
+        };
+        assert_eq!(what, lacking, "{plan}");
+    }
+}
+
+#[test]
+fn a_streaming_plan_that_no_kernel_follows_is_refused() {
+    let (problem, hopper, plan) = streaming();
+    for plan in [
+        StreamPlan { warpgroups: 0, ..plan },
+        StreamPlan { tiles: 17, ..plan },
+        StreamPlan { tiles: 0, ..plan },
+        StreamPlan { tokens: 24, ..plan },
+        StreamPlan { tokens: 256, ..plan },
+        StreamPlan { blocks: 3, ..plan },
+        StreamPlan { stages: 2, ..plan },
+        StreamPlan { split: 3, ..plan },
+    ] {
+        let error = Plan::Stream(plan).validate(&problem, &hopper);
+        assert!(matches!(error, Err(Error::InvalidPlan { .. })), "{plan}: {error:?}");
+    }
+    let wide = Problem { dtype: Dtype::F32, ..problem };
+    let error = Plan::Stream(plan).validate(&wide, &hopper);
+    assert!(matches!(error, Err(Error::InvalidPlan { .. })), "{error:?}");
+}
+
+#[test]
+fn every_multiprocessor_gets_the_same_where_row_tiles_allow_it() {
+    let (problem, hopper, _) = streaming();
+    for (n, tiles) in [(28672, 14), (57344, 14), (53248, 13), (8192, 4), (6144, 3)] {
+        let plans = Plan::candidates(&Problem { n, ..problem }, &hopper).expect("a valid problem");
+        let even = plans.iter().any(|plan| match plan {
+            Plan::Stream(plan) => plan.split == 1 && plan.tiles == tiles,
+            _ => false,
+        });
+        assert!(even, "no plan of {tiles} row tiles for {n} rows: {plans:?}");
     }
 }

@@ -45,8 +45,8 @@ pub(crate) fn full(runtime: &Runtime, shard: Option<(usize, usize)>, deal: usize
 }
 
 /// Cases that together have every value of every axis and every plan, and 32 at least. Where plans are many, a case
-/// runs with its selected one and those that no case has run with.
-pub(crate) fn quick(runtime: &Runtime) -> Vec<Work> {
+/// runs with its selected one and those that no case has run with. Of them the share `i` of `of`.
+pub(crate) fn quick(runtime: &Runtime, shard: Option<(usize, usize)>) -> Vec<Work> {
     let mut seen = HashSet::new();
     let mut chosen: Vec<Work> = vec![];
     for mut work in shuffled(runtime, 1 << 26) {
@@ -70,7 +70,10 @@ pub(crate) fn quick(runtime: &Runtime) -> Vec<Work> {
         values.chain(plans).filter(|value| !seen.contains(value)).collect();
     assert!(missed.is_empty(), "the quick matrix misses {missed:?}");
     chosen.sort_by_key(|work| (work.case.weight.seed(), work.case.dtype, work.case.input as u8));
-    chosen
+    match shard {
+        Some((i, of)) => chosen.into_iter().skip(i - 1).step_by(of).collect(),
+        None => chosen,
+    }
 }
 
 /// 100 cases of one plan each, all different as long as there are so many.

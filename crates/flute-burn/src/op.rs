@@ -274,7 +274,7 @@ mod launch {
             CubeTensor::new_contiguous(client.clone(), device.clone(), shape, handle, dtype)
         };
         let plan = tune::plan(&client, &problem);
-        let served = m < DENSE_FROM || matches!(plan, Ok(Plan::Wgmma(_) | Plan::Dense(_)));
+        let served = m < DENSE_FROM || matches!(plan, Ok(Plan::Stream(_) | Plan::Dense(_)));
         if served {
             if let Err(error) = flute_cube::qgemm(&client, &problem, operands) {
                 refused(error.into());

@@ -35,6 +35,18 @@ pub enum Error {
         /// Elements needed.
         expected: usize,
     },
+    /// A buffer that begins where a kernel's loads cannot.
+    #[error(
+        "{what} begins at byte {found} of its allocation; it must begin at a multiple of {needed}"
+    )]
+    Misaligned {
+        /// The buffer.
+        what: &'static str,
+        /// Where it begins.
+        found: usize,
+        /// What its beginning must be a multiple of.
+        needed: usize,
+    },
     /// A matrix without rows or columns, or one too large to address.
     #[error("{what} is {found}; it must lie in {min}..={max}")]
     OutOfRange {

@@ -87,6 +87,20 @@ impl Operands {
     }
 }
 
+/// Refuses words and scales that tensor copies cannot reach.
+fn aligned(operands: &Operands) -> Result<()> {
+    const NEEDED: usize = 16;
+    let buffers =
+        [("the buffer of words", &operands.words), ("the buffer of scales", &operands.scales)];
+    for (what, buffer) in buffers {
+        let found = buffer.offset_start.unwrap_or(0) as usize;
+        if !found.is_multiple_of(NEEDED) {
+            return Err(Error::Misaligned { what, found, needed: NEEDED });
+        }
+    }
+    Ok(())
+}
+
 /// Refuses a buffer of fewer bytes than it must have: its name, itself, and those bytes.
 pub(crate) fn measured(buffers: &[(&'static str, &Handle, usize)]) -> Result<()> {
     for (what, buffer, expected) in buffers {
@@ -110,8 +124,8 @@ pub fn qgemm(client: &Client, problem: &Problem, operands: Operands) -> Result<(
 /// Computes `y` with `plan`.
 ///
 /// # Errors
-/// Invalid operands, a plan that does not fit the problem or the device ([`Plan::validate`]), each before anything is
-/// launched; [`Error::Device`] if the device refuses the kernel.
+/// Invalid operands, those that begin where the plan's loads cannot ([`Error::Misaligned`]), a plan that does not fit
+/// the problem or the device ([`Plan::validate`]), each before anything is launched; [`Error::Device`] if the device refuses the kernel.
 pub fn qgemm_with(
     client: &Client,
     problem: &Problem,
@@ -150,8 +164,10 @@ fn run(client: &Client, problem: &Problem, plan: &Plan, operands: Operands) -> R
     match plan {
         Plan::Portable(plan) => kernel::portable::launch(client, problem, plan, &operands),
         Plan::Mma(plan) => kernel::mma::launch(client, problem, plan, &operands),
-        Plan::Stream(plan) => kernel::stream::launch(client, problem, plan, &operands),
-        Plan::Wgmma(plan) => kernel::wgmma::launch(client, problem, plan, &operands),
+        Plan::Stream(plan) => {
+            aligned(&operands)?;
+            kernel::stream::launch(client, problem, plan, &operands)
+        }
         Plan::Dense(plan) => dense::launch(client, problem, plan, &operands)?,
     }
     accepted(client, Kernel::of(problem, Some(*plan)), &operands.y)

@@ -63,7 +63,7 @@ pub use launch::{Operands, decode, qgemm, qgemm_with};
 pub use limits::Limits;
 pub use norm::{Norm, NormBuffers, Residual, norm};
 pub use pack::PackedWeight;
-pub use plan::{DensePlan, MmaPlan, Plan, PortablePlan, StreamPlan, WgmmaPlan};
+pub use plan::{DensePlan, MmaPlan, Plan, PortablePlan, StreamPlan};
 pub use problem::Problem;
 pub use quantized::{MAX_DIM, Quantized, QuantizedParts};
 pub use rotate::{Rotate, RotateBuffers, rotate};

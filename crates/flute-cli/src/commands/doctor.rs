@@ -89,7 +89,7 @@ fn gpu(limits: &Limits) -> flute_cube::Result<Gpu> {
         tensor_cores: limits.mma,
         kernels: match plan {
             Plan::Portable(_) => "portable, no tensor cores",
-            Plan::Mma(_) | Plan::Wgmma(_) | Plan::Dense(_) => "tensor cores",
+            Plan::Mma(_) | Plan::Stream(_) | Plan::Dense(_) => "tensor cores",
         },
         plan: plan.to_string(),
         products: vec![],

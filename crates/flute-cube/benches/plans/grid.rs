@@ -1,6 +1,6 @@
 //! More plans than the planner considers.
 
-use flute_cube::{Limits, MmaPlan, Plan, Problem, StreamPlan, WgmmaPlan};
+use flute_cube::{Limits, MmaPlan, Plan, Problem, StreamPlan};
 
 /// All of them.
 pub(crate) fn all(problem: &Problem, limits: &Limits) -> Vec<Plan> {
@@ -14,8 +14,7 @@ pub(crate) fn all(problem: &Problem, limits: &Limits) -> Vec<Plan> {
         5..=8 => &[(1, 8), (1, 16), (2, 8), (2, 16), (4, 8), (8, 4)],
         _ => &[(2, 8), (4, 4), (8, 2), (8, 1), (16, 1), (16, 2), (8, 4), (4, 8)],
     };
-    let mut plans = warpgroups(problem, limits);
-    plans.extend(streams(problem, limits));
+    let mut plans = streams(problem, limits);
     for &(planes_n, planes_k) in shapes {
         for row_tiles in [1, 2, 3, 4] {
             let splits = if problem.m <= 4 { &[1, 2][..] } else { &[1, 2, 4, 8][..] };
@@ -51,33 +50,6 @@ pub(crate) fn all(problem: &Problem, limits: &Limits) -> Vec<Plan> {
                     if fits && whole && plan.validate(problem, limits).is_ok() {
                         plans.push(plan);
                     }
-                }
-            }
-        }
-    }
-    plans
-}
-
-/// More warpgroup plans than the planner considers.
-fn warpgroups(problem: &Problem, limits: &Limits) -> Vec<Plan> {
-    let mut plans = vec![];
-    let tokens: &[(u32, u32)] = match problem.m {
-        0..=16 => &[(16, 16), (32, 32)],
-        17..=32 => &[(32, 32), (64, 64)],
-        33..=64 => &[(64, 64), (64, 32)],
-        _ => &[(64, 64), (128, 128), (128, 64), (256, 64), (256, 128), (256, 32)],
-    };
-    for (warpgroups, row_tiles) in [(2, 1), (2, 2), (4, 1), (4, 2), (3, 1), (3, 2), (2, 4), (1, 1)]
-    {
-        for &(tokens, chunk) in tokens {
-            for split in [1, 2, 4, 8] {
-                let plan = WgmmaPlan { warpgroups, row_tiles, tokens, chunk, stages: 5, split };
-                let rows = problem.n.div_ceil(plan.rows());
-                let tiles = rows * problem.m.div_ceil(tokens as usize) * split as usize;
-                if split == 1 || tiles <= limits.processors {
-                    let rings = (3..=5).rev().map(|stages| WgmmaPlan { stages, ..plan });
-                    let mut fitting = rings.map(Plan::Wgmma);
-                    plans.extend(fitting.find(|plan| plan.validate(problem, limits).is_ok()));
                 }
             }
         }

@@ -18,5 +18,4 @@ pub(crate) mod rotate;
 pub(crate) mod rows;
 pub(crate) mod stream;
 mod sum;
-pub(crate) mod wgmma;
 pub(crate) mod width;

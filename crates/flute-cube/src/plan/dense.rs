@@ -45,7 +45,7 @@ impl DensePlan {
         if serves { vec![plan] } else { vec![] }
     }
 
-    /// Microseconds on an H200, like `WgmmaPlan::cost`: decoding, a product that is bound by its arithmetic or by
+    /// Microseconds on an H200, like `StreamPlan::cost`: decoding, a product that is bound by its arithmetic or by
     /// reading the decoded weight, and two events. The host takes 65 for all of it.
     pub(super) fn cost(problem: &Problem) -> f64 {
         let Problem { m, n, k, format, .. } = *problem;

@@ -7,13 +7,11 @@ mod dense;
 mod mma;
 mod portable;
 pub(crate) mod stream;
-mod wgmma;
 
 pub use dense::DensePlan;
 pub use mma::MmaPlan;
 pub use portable::PortablePlan;
 pub use stream::StreamPlan;
-pub use wgmma::WgmmaPlan;
 
 use crate::{Limits, Problem, Result};
 use core::fmt;
@@ -26,10 +24,8 @@ pub enum Plan {
     Portable(PortablePlan),
     /// Tensor cores through inline PTX: CUDA.
     Mma(MmaPlan),
-    /// Hopper's warpgroup tensor cores behind rings of tensor copies: CUDA of compute capability 9.0, for few rows of x.
+    /// Hopper's warpgroup tensor cores behind rings of tensor copies: CUDA of compute capability 9.0.
     Stream(StreamPlan),
-    /// Hopper's warpgroup tensor cores: CUDA of compute capability 9.0, for many rows of x.
-    Wgmma(WgmmaPlan),
     /// Decoded once, then the vendor's dense product: CUDA with its library, outside graph captures.
     Dense(DensePlan),
 }
@@ -41,15 +37,15 @@ impl Plan {
     /// What [`Problem::validate`] refuses.
     pub fn select(problem: &Problem, limits: &Limits) -> Result<Self> {
         problem.validate(limits)?;
-        let warpgroups = WgmmaPlan::select(problem, limits);
+        let streaming = StreamPlan::select(problem, limits);
         if let Some(plan) = DensePlan::candidates(problem, limits).into_iter().next() {
-            let fused = warpgroups.map(|plan| plan.cost(problem, limits));
+            let fused = streaming.map(|plan| plan.cost(problem, limits));
             if fused.is_none_or(|fused| DensePlan::cost(problem) < fused) {
                 return Ok(Self::Dense(plan));
             }
         }
-        if let Some(plan) = warpgroups {
-            return Ok(Self::Wgmma(plan));
+        if let Some(plan) = streaming.filter(|_| stream::leads(problem)) {
+            return Ok(Self::Stream(plan));
         }
         Ok(match MmaPlan::select(problem, limits) {
             Some(plan) => Self::Mma(plan),
@@ -66,13 +62,9 @@ impl Plan {
         problem.validate(limits)?;
         let mut plans: Vec<Self> =
             StreamPlan::candidates(problem, limits).into_iter().map(Self::Stream).collect();
-        let warpgroups: Vec<Self> =
-            WgmmaPlan::candidates(problem, limits).into_iter().map(Self::Wgmma).collect();
-        // Where a warpgroup multiplies, single planes never won from 33 rows on.
-        if warpgroups.is_empty() || problem.m <= wgmma::FEW {
+        if plans.is_empty() || problem.m <= stream::FEW {
             plans.extend(MmaPlan::candidates(problem, limits).into_iter().map(Self::Mma));
         }
-        plans.extend(warpgroups);
         plans.extend(DensePlan::candidates(problem, limits).into_iter().map(Self::Dense));
         plans.extend(PortablePlan::candidates(problem, limits).into_iter().map(Self::Portable));
         Ok(plans)
@@ -88,8 +80,19 @@ impl Plan {
             Self::Portable(plan) => plan.validate(problem, limits),
             Self::Mma(plan) => plan.validate(problem, limits),
             Self::Stream(plan) => plan.validate(problem, limits),
-            Self::Wgmma(plan) => plan.validate(problem, limits),
             Self::Dense(plan) => plan.validate(problem, limits),
+        }
+    }
+}
+
+impl Plan {
+    /// Whether each decoded weight is rounded to the activation type before it is multiplied: results are then twice as
+    /// far from exact ones as those of other plans, and a product with an identity is still exact.
+    pub fn rounds_weights(&self) -> bool {
+        match self {
+            Self::Portable(_) | Self::Mma(_) => false,
+            Self::Stream(plan) => plan.scales_weights(),
+            Self::Dense(_) => true,
         }
     }
 }
@@ -100,7 +103,6 @@ impl fmt::Display for Plan {
             Self::Portable(plan) => plan.fmt(f),
             Self::Mma(plan) => plan.fmt(f),
             Self::Stream(plan) => plan.fmt(f),
-            Self::Wgmma(plan) => plan.fmt(f),
             Self::Dense(plan) => plan.fmt(f),
         }
     }
@@ -142,7 +144,7 @@ mod tests {
                         let problem = Problem { m, n, k, format, dtype: Dtype::F16, bias: false };
                         let plan = Plan::select(&problem, &limits).unwrap();
                         assert!(
-                            matches!(plan, Plan::Mma(_) | Plan::Wgmma(_)),
+                            matches!(plan, Plan::Mma(_) | Plan::Stream(_)),
                             "{} {problem:?}: {plan}",
                             limits.name
                         );
@@ -155,38 +157,48 @@ mod tests {
     }
 
     #[test]
-    fn only_hopper_takes_warpgroups_and_only_for_many_rows_of_half_types() {
-        let warpgroups = |limits: &Limits, m, dtype| {
+    fn only_hopper_streams_and_only_half_types() {
+        let streams = |limits: &Limits, m, dtype| {
             let format = Format::new(4, 128).unwrap();
             let problem = Problem { m, n: 28672, k: 4096, format, dtype, bias: false };
             let plans = Plan::candidates(&problem, limits).unwrap();
-            plans.iter().any(|plan| matches!(plan, Plan::Wgmma(_)))
+            plans.iter().any(|plan| matches!(plan, Plan::Stream(_)))
         };
         let [hopper, ampere, ada] = gpus();
-        for m in [33, 64, 65, 128, 1024, 4096] {
-            assert!(warpgroups(&hopper, m, Dtype::F16) && warpgroups(&hopper, m, Dtype::BF16));
-            assert!(!warpgroups(&hopper, m, Dtype::F32));
-            assert!(!warpgroups(&ampere, m, Dtype::F16) && !warpgroups(&ada, m, Dtype::F16));
-        }
-        for m in [1, 8] {
-            assert!(!warpgroups(&hopper, m, Dtype::F16));
+        for m in [1, 8, 33, 64, 65, 128, 1024, 4096] {
+            assert!(streams(&hopper, m, Dtype::F16) && streams(&hopper, m, Dtype::BF16));
+            assert!(!streams(&hopper, m, Dtype::F32));
+            assert!(!streams(&ampere, m, Dtype::F16) && !streams(&ada, m, Dtype::F16));
         }
     }
 
     #[test]
-    fn few_tokens_take_warpgroups_where_rows_are_few_or_long() {
+    fn one_row_streams_where_rows_are_many_and_long_and_five_rows_everywhere() {
         let [hopper, ampere, _] = gpus();
-        let warpgroups = |limits: &Limits, m, (n, k)| {
+        let streams = |limits: &Limits, m, (n, k)| {
             let format = Format::new(4, 128).unwrap();
             let problem = Problem { m, n, k, format, dtype: Dtype::F16, bias: false };
-            matches!(Plan::select(&problem, limits), Ok(Plan::Wgmma(_)))
+            matches!(Plan::select(&problem, limits), Ok(Plan::Stream(_)))
         };
-        for shape in [(4096, 4096), (4096, 14336), (8192, 28672)] {
-            assert!(!warpgroups(&hopper, 8, shape) && !warpgroups(&ampere, 16, shape));
-            assert!(warpgroups(&hopper, 9, shape) && warpgroups(&hopper, 16, shape));
+        for shape in [(4096, 4096), (4096, 14336), (28672, 4096)] {
+            assert!(!streams(&hopper, 1, shape) && streams(&hopper, 5, shape));
         }
-        for shape in [(28672, 4096), (8192, 8192), (57344, 8192)] {
-            assert!(!warpgroups(&hopper, 16, shape) && warpgroups(&hopper, 17, shape));
+        for shape in [(8192, 8192), (8192, 28672), (57344, 8192)] {
+            assert!(streams(&hopper, 1, shape) && !streams(&ampere, 16, shape));
+        }
+    }
+
+    #[test]
+    fn weights_are_rounded_by_plans_for_more_than_32_rows_alone() {
+        let [hopper, ampere, _] = gpus();
+        for limits in [hopper, ampere] {
+            for m in [1, 8, 32, 33, 128] {
+                let format = Format::new(4, 128).unwrap();
+                let problem =
+                    Problem { m, n: 8192, k: 8192, format, dtype: Dtype::F16, bias: false };
+                let rounds = Plan::select(&problem, &limits).unwrap().rounds_weights();
+                assert_eq!(rounds, m > 32 && limits.wgmma, "{m} on {}", limits.name);
+            }
         }
     }
 

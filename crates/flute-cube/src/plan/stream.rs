@@ -1,6 +1,5 @@
 //! The shape of the streaming kernel.
 
-use super::wgmma::TILE_ROWS;
 use crate::{Dtype, Error, Group, Limits, Problem, Result, pack};
 use core::fmt;
 use serde::{Deserialize, Serialize};
@@ -58,12 +57,22 @@ impl Sizes {
     }
 }
 
+/// Rows of x up to which single planes may be faster.
+pub(super) const FEW: usize = 8;
+/// Row tiles of a warpgroup.
+const TILES: u32 = 4;
 /// What the alignment of the stages may cost, and the barriers.
 const SLACK: usize = 2048;
 /// Registers of products that chains which begin together may take.
 const PRODUCTS: usize = 32;
-/// Rows of x from which on a cube's sums and products leave no room for four warpgroups.
+/// Rows of x beyond which a cube's sums leave no room for four warpgroups.
 const MOST_TOKENS: usize = 128;
+
+/// Whether this kernel is the faster one for `problem`, as seen on an H200: single planes start sooner, so they keep
+/// the lead for up to four rows of x where there is little to read.
+pub(super) fn leads(problem: &Problem) -> bool {
+    problem.m > 4 || problem.k >= 8192 && problem.n >= 8192
+}
 
 impl StreamPlan {
     /// Units of a cube: those that multiply, and of a plane a ring one that brings.
@@ -166,23 +175,28 @@ impl StreamPlan {
         all.into_iter().min_by(|a, b| a.cost(problem, limits).total_cmp(&b.cost(problem, limits)))
     }
 
-    /// Microseconds on an H200, roughly. Only the order of plans means anything.
+    /// Microseconds on an H200: within a tenth of what was seen there with 4 bits.
     pub(super) fn cost(&self, problem: &Problem, limits: &Limits) -> f64 {
         let rounds = self.items(problem).div_ceil(Self::room(limits.processors, self.split));
         let steps = problem.k.div_ceil(pack::BLOCK_K).div_ceil(self.shares());
         let (tiles, tokens) = (f64::from(self.tiles), f64::from(self.tokens));
         let (warpgroups, rings) = (f64::from(self.warpgroups), f64::from(self.warpgroups_k));
-        // Of a block, in cycles. Shared memory: words twice, lookups, x once and for the matrix unit.
+        // Of a block, in cycles. Shared memory: words twice, lookups, x once and for each warpgroup.
         let words = 4.0 * f64::from(problem.format.bits.get());
         let shared = tiles * (34.0 + words) + 2.0 * tokens + 2.0 * warpgroups * tokens;
         let matrix = 4.0 * warpgroups * tokens;
-        let memory = self.sizes(problem).block() as f64 / 24.0;
-        // And what a plane takes for one alone.
-        let alone = 480.0 + 8.0 * tokens;
-        let step = alone.max(1.25 * rings * shared.max(matrix).max(memory));
-        let fold =
-            if self.shares() > 1 { 0.4 } else { 0.0 } + if self.split > 1 { 0.6 } else { 0.0 };
-        rounds as f64 * (steps as f64 * step / 1900.0 + fold) + 3.0
+        // What of that is lost where warpgroups wait for each other, and for a short ring.
+        let lost = match self.warpgroups_k {
+            1 => 1.3,
+            2 => 1.22,
+            _ => 1.1,
+        } * if self.stages * self.blocks < 4 { 1.15 } else { 1.0 };
+        // A warpgroup alone takes so long for a block.
+        let alone = 620.0 + 5.0 * tokens;
+        let step = alone.max(lost * rings * shared.max(matrix));
+        let fold = if self.shares() > 1 { 0.3 } else { 0.0 };
+        let cluster = if self.split > 1 { 0.8 } else { 0.0 };
+        rounds as f64 * (steps as f64 * step / 1900.0 + fold) + 3.0 + cluster
     }
 
     /// The most promising ways to share warpgroups and cubes between rows and k, with as many row tiles as give all
@@ -242,14 +256,13 @@ impl StreamPlan {
             return Err(Error::InvalidPlan { reason });
         }
         let counts = [self.warpgroups, self.warpgroups_k].iter().all(|c| (1..=8).contains(c));
-        let tiles =
-            (1..=self.warpgroups * (TILE_ROWS / pack::BLOCK_ROWS) as u32).contains(&self.tiles);
+        let tiles = (1..=self.warpgroups * TILES).contains(&self.tiles);
         let tokens = matches!(self.tokens, 8 | 16 | 32 | 64 | 128);
         let split = matches!(self.split, 1 | 2 | 4 | 8) && matches!(self.blocks, 1 | 2);
         if !(counts && tiles && tokens && split && (3..=16).contains(&self.stages)) {
             let reason = format!(
                 "{self}: warpgroups must lie in 1..=8, tiles in 1..={}, tokens be 8, 16, 32, 64 or 128, stages lie in 3..=16, blocks be 1 or 2, and split be 1, 2, 4 or 8",
-                4 * self.warpgroups
+                TILES * self.warpgroups
             );
             return Err(Error::InvalidPlan { reason });
         }

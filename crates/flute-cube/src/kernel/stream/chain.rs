@@ -143,15 +143,15 @@ impl Chains {
 /// Begins `sums + weights · tokens`, in the order of [`issue`]. Whatever is done with the result before [`settle`] is
 /// wrong.
 #[cube]
-pub(super) fn accumulate<A: Size, D: Size>(
+pub(super) fn accumulate<A: Size, D: Size, P: Size>(
     weights: Vector<u32, A>,
     descriptor: u32,
     sums: Vector<f32, D>,
     #[comptime] chains: Chains,
-) -> Vector<f32, D> {
+) -> Vector<f32, P> {
     // Eight rows of 128 bytes after another, 128-byte swizzle.
     let high = 64u32 | (1u32 << 30u32);
-    let new: Vector<f32, D>;
+    let new: Vector<f32, P>;
     gpu_asm!(
         "// {d} {l} {h} {a} {c}",
         "{ptx}",
@@ -164,12 +164,15 @@ pub(super) fn accumulate<A: Size, D: Size>(
 
 /// The sums of the chain that was begun last.
 #[cube]
-pub(super) fn settle<D: Size>(sums: Vector<f32, D>, #[comptime] chains: Chains) -> Vector<f32, D> {
+pub(super) fn settle<P: Size, D: Size>(
+    sums: Vector<f32, P>,
+    #[comptime] chains: Chains,
+) -> Vector<f32, D> {
     let settled: Vector<f32, D>;
     gpu_asm!(
         "// {d} {c}",
         "{ptx}",
-        c = in(_) Vector::<f32, D>::reinterpret(sums), d = out(_) settled, ptx = const chains.settle_ptx(),
+        c = in(_) Vector::<f32, P>::reinterpret(sums), d = out(_) settled, ptx = const chains.settle_ptx(),
     );
     settled
 }

@@ -190,7 +190,7 @@ fn launch_in<F: Float + CubeElement>(
     let joint = shape.joint();
     let sizes = [
         4 * shape.instructions(),
-        joint * plan.tokens as usize / 2,
+        shape.chains(0, 0).groups * plan.tokens as usize / 2,
         2 * joint,
         plan.tokens as usize / 2,
     ];

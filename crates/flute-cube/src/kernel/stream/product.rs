@@ -222,12 +222,22 @@ fn multiply<F: Float, A: Size, P: Size, S: Size, D: Size>(
                 let base = stage + comptime!((block * shape.block_bytes()) as u32);
                 // Start address in units of 16 bytes; the distance along k within a swizzled row means nothing.
                 let descriptor = ((base & 0x3_ffffu32) >> 4u32) | (1u32 << 16u32);
-                if comptime!(plan.scales_weights()) {
-                    let chains = comptime!(shape.chains(part, 0));
-                    let weights = if comptime!(part == 0) { even[0] } else { odd[0] };
-                    sums = accumulate::<A, D>(weights, descriptor, sums, chains);
+                #[unroll]
+                for round in 0..comptime!(shape.rounds()) {
+                    let chains = comptime!(shape.chains(part, round));
+                    let weights = if comptime!(part == 0) { even[round] } else { odd[round] };
+                    let mut factors = Vector::<f32, S>::new(0.0f32);
+                    if comptime!(!plan.scales_weights()) {
+                        let first = comptime!(shape.first_group(part, round));
+                        factors = load_scales::<F, S>(base, own, lane, first, shape);
+                    }
+                    let products = if comptime!(plan.scales_weights()) {
+                        accumulate::<A, D, P>(weights, descriptor, sums, chains)
+                    } else {
+                        issue::<A, P>(weights, descriptor, chains)
+                    };
                     // What follows is done while the matrix unit works.
-                    if comptime!(part == 0) {
+                    if comptime!(round == 0 && part == 0) {
                         if comptime!(block == 0 && !plan.brings_beside()) {
                             if more(ahead, source) {
                                 if asks && turn == 0 {
@@ -253,39 +263,17 @@ fn multiply<F: Float, A: Size, P: Size, S: Size, D: Size>(
                                 ring.stages + at.slot * comptime!(shape.stage_bytes() as u32);
                             load_codes(&mut codes, next, own, lane, shape);
                         }
-                    } else if exist {
-                        decode::<A>(&codes, &mut even, table, 0usize, shape);
                     }
-                    sums = settle::<D>(sums, chains);
-                } else {
-                    #[unroll]
-                    for round in 0..comptime!(shape.rounds()) {
-                        let first = comptime!(shape.first_group(part, round));
-                        let chains = comptime!(shape.chains(part, round));
-                        let now = load_scales::<F, S>(base, own, lane, first, shape);
-                        let weights = if comptime!(part == 0) { even[round] } else { odd[round] };
-                        let products = issue::<A, P>(weights, descriptor, chains);
-                        if comptime!(round == 0) {
-                            // What follows is done while the matrix unit works.
-                            if comptime!(part == 0) {
-                                if exist {
-                                    decode::<A>(&codes, &mut odd, table, 1usize, shape);
-                                }
-                                if comptime!(block + 1 < blocks) {
-                                    let next = base + comptime!(shape.block_bytes() as u32);
-                                    load_codes(&mut codes, next, own, lane, shape);
-                                } else if !last {
-                                    wait_full(ring, &at);
-                                    let next = ring.stages
-                                        + at.slot * comptime!(shape.stage_bytes() as u32);
-                                    load_codes(&mut codes, next, own, lane, shape);
-                                }
-                            } else if exist {
-                                decode::<A>(&codes, &mut even, table, 0usize, shape);
-                            }
+                    if comptime!(round == 0 && part == 1) {
+                        if exist {
+                            decode::<A>(&codes, &mut even, table, 0usize, shape);
                         }
-                        sums = finish::<P, S, D>(products, now, sums, chains);
                     }
+                    sums = if comptime!(plan.scales_weights()) {
+                        settle::<P, D>(products, chains)
+                    } else {
+                        finish::<P, S, D>(products, factors, sums, chains)
+                    };
                 }
             }
             release(used);
