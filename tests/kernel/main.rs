@@ -23,6 +23,7 @@ mod gate;
 mod gemv;
 mod hadamard;
 mod matrix;
+mod next;
 mod norm;
 mod oracle;
 mod plans;

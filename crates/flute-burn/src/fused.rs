@@ -1,5 +1,6 @@
 //! What a model does between its products, in one launch each: norms with their residual, the gate of an MLP, rotary
-//! embedding with the write into the cache, and attention of the new tokens over it.
+//! embedding with the write into the cache, and attention of the new tokens over it; the last two, for one token a
+//! sequence, in two launches together.
 //!
 //! | device | what runs |
 //! |---|---|
@@ -13,7 +14,10 @@
 
 #[cfg(feature = "cube")]
 mod launch;
+mod next;
 mod ordinary;
+
+pub use next::{Next, NextPrimitive, attend_next};
 
 use crate::checkpoint::Activation;
 use burn::backend::{
@@ -24,6 +28,8 @@ use burn::backend::{
 };
 use burn::tensor::{DType, Int, Shape, Tensor};
 use flute_cube::CACHE_BLOCK;
+#[cfg(feature = "fusion")]
+use next::NextPrimitiveMetadata;
 
 /// How rows are normalized.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -166,6 +172,25 @@ pub trait FusedOps: Backend {
     ) -> FloatTensor<Self> {
         ordinary::attend::<Self>(query, slot, form)
     }
+
+    /// See [`attend_next`].
+    #[fusion(meta = |qkv, _cos, _sin, slot, _form| NextPrimitiveMetadata {
+        y: burn::backend::fusion::custom::TensorSpec::new(
+            attended(&query_shape(&qkv.shape, &slot.keys.shape)),
+            qkv.dtype,
+        ),
+        keys: slot.keys.clone(),
+        values: slot.values.clone(),
+    })]
+    fn flute_attend_next(
+        qkv: FloatTensor<Self>,
+        cos: FloatTensor<Self>,
+        sin: FloatTensor<Self>,
+        #[extension_type] slot: SlotPrimitive<Self>,
+        form: Attend,
+    ) -> NextPrimitive<Self> {
+        next::apart::<Self>(qkv, [cos, sin], slot, form)
+    }
 }
 
 impl FusedOps for Flex {}
@@ -221,18 +246,7 @@ pub fn gate<const D: usize>(x: Tensor<D>, activation: Activation) -> Tensor<D> {
 /// # Panics
 /// If shapes or types contradict each other, or if the device fails.
 pub fn rotate_append(qkv: Tensor<3>, rotations: [Tensor<2>; 2], slot: Slot) -> Rotated {
-    let ([batch, _, features], [_, key_heads, _, dim]) = (qkv.dims(), slot.keys.dims());
-    let capacity = check_slot(&slot, batch);
-    assert!(
-        dim.is_multiple_of(2) && features.is_multiple_of(dim) && features / dim > 2 * key_heads,
-        "q, k and v of {features} are not those of a cache with {key_heads} heads of {dim} for keys and values"
-    );
-    let (found, needed) = (qkv.dtype(), slot.keys.dtype());
-    assert!(found == needed, "q, k and v are {found:?} and the cache is {needed:?}");
-    for table in &rotations {
-        let (found, needed) = (table.dims(), [capacity, dim / 2]);
-        assert!(found == needed, "a table of rotations is {found:?} and must be {needed:?}");
-    }
+    check_rotation(&qkv, &rotations, &slot);
     let [cos, sin] = rotations.map(Tensor::into_dispatch);
     let (qkv, slot) = (qkv.into_dispatch(), primitive(slot));
     let RotatedPrimitive { query, keys, values } =
@@ -272,6 +286,23 @@ fn check_gain<const D: usize>(dims: [usize; D], gain: &Tensor<1>) {
         found == needed && dtype == DType::F32,
         "the gain has {found} elements of {dtype:?} and the norm needs {needed} of F32"
     );
+}
+
+/// Heads of q.
+fn check_rotation(qkv: &Tensor<3>, rotations: &[Tensor<2>; 2], slot: &Slot) -> usize {
+    let ([batch, _, features], [_, key_heads, _, dim]) = (qkv.dims(), slot.keys.dims());
+    let capacity = check_slot(slot, batch);
+    assert!(
+        dim.is_multiple_of(2) && features.is_multiple_of(dim) && features / dim > 2 * key_heads,
+        "q, k and v of {features} are not those of a cache with {key_heads} heads of {dim} for keys and values"
+    );
+    let (found, needed) = (qkv.dtype(), slot.keys.dtype());
+    assert!(found == needed, "q, k and v are {found:?} and the cache is {needed:?}");
+    for table in rotations {
+        let (found, needed) = (table.dims(), [capacity, dim / 2]);
+        assert!(found == needed, "a table of rotations is {found:?} and must be {needed:?}");
+    }
+    features / dim - 2 * key_heads
 }
 
 /// Positions that a sequence may have.

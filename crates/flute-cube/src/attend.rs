@@ -111,7 +111,7 @@ impl Attend {
         }
         limits.require(dtype)?;
         let ((units, bytes), blocks) = match tokens {
-            0 | 1 => (kernel::needed(self), 1),
+            0 | 1 => (kernel::needed(self, false), 1),
             _ => (prompt::needed(self), tokens.div_ceil(prompt::MIN_TOKENS)),
         };
         let (heads, grid) = (query_heads / key_heads, batch.max(query_heads).max(blocks));

@@ -7,7 +7,8 @@
 //! can be validated, hashed, forced by a test, tuned), [`qgemm`] is the only way to the device, and `kernel` holds
 //! what runs there. [`Quantized`] is a weight as files hold it, [`PackedWeight`] as kernels read it, and
 //! [`mod@reference`] defines what is correct. Beside the product stand the kernels that a model around it needs:
-//! [`fn@hadamard`] for rotated weights, and [`fn@norm`], [`fn@gate`], [`fn@rotate`] and [`fn@attend`] for decoding.
+//! [`fn@hadamard`] for rotated weights, and [`fn@norm`], [`fn@gate`], [`fn@rotate`], [`fn@attend`] and [`fn@attend_next`] for
+//! decoding.
 //! [`mod@measure`] times launches, and [`mod@tune`] keeps the fastest plans.
 //!
 //! ```
@@ -40,6 +41,7 @@ mod kernel;
 mod launch;
 mod limits;
 pub mod measure;
+mod next;
 mod norm;
 pub mod pack;
 mod plan;
@@ -61,6 +63,7 @@ pub use hadamard::{Hadamard, hadamard};
 pub use kernel::blocks::CACHE_BLOCK;
 pub use launch::{Operands, decode, qgemm, qgemm_with};
 pub use limits::Limits;
+pub use next::{NextBuffers, attend_next};
 pub use norm::{Norm, NormBuffers, Residual, norm};
 pub use pack::PackedWeight;
 pub use plan::{DensePlan, MmaPlan, Plan, PortablePlan, StreamPlan};

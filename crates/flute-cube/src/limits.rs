@@ -24,6 +24,8 @@ pub struct Limits {
     pub lanes: usize,
     /// Cubes along one axis of a launch.
     pub cube_count: usize,
+    /// Buffers of one kernel, that of its numbers among them.
+    pub bindings: usize,
     /// Types that buffers and arithmetic may use.
     pub dtypes: Vec<Dtype>,
     /// Whether `mma.sync.m16n8k16` and inline PTX are there: CUDA from compute capability 8.0 on.
@@ -60,6 +62,7 @@ impl Limits {
                 _ => 1,
             },
             cube_count: hardware.max_cube_count.0 as usize,
+            bindings: hardware.max_bindings as usize,
             dtypes: Dtype::ALL.into_iter().filter(served).collect(),
             mma: runtime == "cuda" && features.copy_async && !features.matmul.mma.is_empty(),
             bulk: runtime == "cuda" && features.tma.contains(Tma::Base),
@@ -83,6 +86,7 @@ impl Limits {
             cube_units: 1024,
             lanes: 32,
             cube_count: i32::MAX as usize,
+            bindings: 1024,
             dtypes: Dtype::ALL.to_vec(),
             mma: true,
             bulk: shared_kb == 227,

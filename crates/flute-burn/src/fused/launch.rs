@@ -1,13 +1,15 @@
 //! From Burn's tensors to launches; what a kernel refuses goes to the default body.
 
 use super::{
-    Attend, FusedOps, Norm, RotatedPrimitive, SlotPrimitive, SumPrimitive, attended, halved,
-    ordinary, query_shape,
+    Attend, FusedOps, NextPrimitive, Norm, RotatedPrimitive, SlotPrimitive, SumPrimitive, attended,
+    halved, next, ordinary, query_shape,
 };
 use crate::{checkpoint::Activation, device::kernel_dtype};
 use burn::tensor::{DType, Shape};
 use burn_cubecl::{CubeBackend, kernel::into_contiguous, tensor::CubeTensor};
-use flute_cube::{AttendBuffers, CACHE_BLOCK, Gate, NormBuffers, Residual, Rotate, RotateBuffers};
+use flute_cube::{
+    AttendBuffers, CACHE_BLOCK, Gate, NextBuffers, NormBuffers, Residual, Rotate, RotateBuffers,
+};
 
 impl FusedOps for CubeBackend {
     fn flute_norm(x: CubeTensor, gain: CubeTensor, form: Norm) -> CubeTensor {
@@ -124,6 +126,59 @@ impl FusedOps for CubeBackend {
             false => {
                 let slot = SlotPrimitive { keys, values, start, table };
                 ordinary::attend::<Self>(query, slot, form)
+            }
+        }
+    }
+
+    fn flute_attend_next(
+        qkv: CubeTensor,
+        cos: CubeTensor,
+        sin: CubeTensor,
+        slot: SlotPrimitive<Self>,
+        form: Attend,
+    ) -> NextPrimitive<Self> {
+        let Ok(dtype) = kernel_dtype(qkv.dtype) else {
+            return next::apart::<Self>(qkv, [cos, sin], slot, form);
+        };
+        let SlotPrimitive { keys, values, start, table } = slot;
+        let [qkv, cos, sin, start, table] = [qkv, cos, sin, start, table].map(into_contiguous);
+        let [keys, values] = [keys, values].map(own);
+        let query = query_shape(qkv.meta.shape(), keys.meta.shape());
+        let y = empty(&qkv, attended(&query), qkv.dtype);
+        let [batch, query_heads, tokens, dim] = query.dims();
+        let [blocks, key_heads, _, _] = keys.meta.shape().dims();
+        let capacity = last(&table) * CACHE_BLOCK;
+        let Attend { scale, cap, window } = form;
+        let problem = flute_cube::Attend {
+            batch,
+            tokens,
+            query_heads,
+            key_heads,
+            dim,
+            capacity,
+            blocks,
+            scale,
+            cap,
+            window,
+            dtype,
+        };
+        let buffers = NextBuffers {
+            qkv: qkv.handle.clone(),
+            cos: cos.handle.clone(),
+            sin: sin.handle.clone(),
+            start: start.handle.clone(),
+            table: table.handle.clone(),
+            keys: keys.handle.clone(),
+            values: values.handle.clone(),
+            y: y.handle.clone(),
+        };
+        match served("a next token", flute_cube::attend_next(&qkv.client, &problem, &buffers)) {
+            true => NextPrimitive { y, keys, values },
+            false => {
+                // Their buffers hold them too.
+                drop(buffers);
+                let slot = SlotPrimitive { keys, values, start, table };
+                next::apart::<Self>(qkv, [cos, sin], slot, form)
             }
         }
     }

@@ -1,6 +1,6 @@
 //! Causal self-attention with grouped queries: several query heads share one head of keys and values.
 //!
-//! What attends is [`fused::attend`], for a prompt as for one token. A sliding layer reads the keys of its window alone.
+//! What attends is [`fused::attend`] for a prompt, and [`fused::attend_next`] for one token. A sliding layer reads the keys of its window alone.
 //! Where a configuration says so, the heads of q and k are normalized before they are rotated, and scores are capped
 //! softly before they are masked.
 
@@ -93,9 +93,15 @@ impl Attention {
         cache: KeysValues,
     ) -> (Tensor<3>, KeysValues) {
         let Form { scale, cap, slides, .. } = self.form;
-        let (query, cache) = cache.append(self.normed(self.inputs.forward(x)), step);
-        let window = step.window.filter(|_| slides);
-        let heads = fused::attend(query, cache.slot(step), Attend { scale, cap, window });
+        let form = Attend { scale, cap, window: step.window.filter(|_| slides) };
+        let qkv = self.normed(self.inputs.forward(x));
+        let (heads, cache) = match qkv.dims()[1] {
+            1 => cache.next(qkv, step, form),
+            _ => {
+                let (query, cache) = cache.append(qkv, step);
+                (fused::attend(query, cache.slot(step), form), cache)
+            }
+        };
         (self.output.forward(heads), cache)
     }
 

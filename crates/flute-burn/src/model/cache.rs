@@ -13,7 +13,7 @@ use super::step::Step;
 use crate::checkpoint::ModelConfig;
 use crate::choose;
 use crate::error::{Error, Result};
-use crate::fused::{self, Slot};
+use crate::fused::{self, Attend, Slot};
 use burn::backend::StreamId;
 use burn::tensor::{DType, Device, Distribution, Int, Tensor, TensorData};
 use flute_cube::CACHE_BLOCK;
@@ -289,6 +289,13 @@ impl KeysValues {
         let slot = slot([self.keys, self.values], step);
         let rotated = fused::rotate_append(qkv, step.rotations.tables(), slot);
         (rotated.query, Self { keys: rotated.keys, values: rotated.values })
+    }
+
+    /// As [`KeysValues::append`] for one token a sequence, and what its queries attend to, as `form` says.
+    pub(super) fn next(self, qkv: Tensor<3>, step: &Step, form: Attend) -> (Tensor<3>, Self) {
+        let slot = slot([self.keys, self.values], step);
+        let next = fused::attend_next(qkv, step.rotations.tables(), slot, form);
+        (next.y, Self { keys: next.keys, values: next.values })
     }
 
     /// All of them, and where the step begins.

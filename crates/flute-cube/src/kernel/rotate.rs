@@ -123,11 +123,7 @@ fn rotate<F: Float, N: Size>(
             }
         } else {
             let at = select(within, position, shape.capacity - 1) * half + column;
-            let (c, s) = (cos[at], sin[at]);
-            let a = Vector::<f32, N>::cast_from(low);
-            let b = Vector::<f32, N>::cast_from(high);
-            let first = Vector::<F, N>::cast_from(a * c - b * s);
-            let second = Vector::<F, N>::cast_from(b * c + a * s);
+            let (first, second) = turned::<F, N>(low, high, cos[at], sin[at]);
             if head < form.query_heads {
                 let to = ((batch * form.query_heads + head) * shape.tokens + token) * row;
                 query[to + column] = first;
@@ -143,4 +139,20 @@ fn rotate<F: Float, N: Size>(
         }
         item += CUBE_COUNT * CUBE_DIM as usize;
     }
+}
+
+/// A vector of the first half of a head and its partner in the second, rotated and rounded. Whoever rotates does it here,
+/// so that a token's bits do not depend on the kernel.
+#[cube]
+pub(super) fn turned<F: Float, N: Size>(
+    low: Vector<F, N>,
+    high: Vector<F, N>,
+    cos: Vector<f32, N>,
+    sin: Vector<f32, N>,
+) -> (Vector<F, N>, Vector<F, N>) {
+    let a = Vector::<f32, N>::cast_from(low);
+    let b = Vector::<f32, N>::cast_from(high);
+    let first = Vector::<F, N>::cast_from(a * cos - b * sin);
+    let second = Vector::<F, N>::cast_from(b * cos + a * sin);
+    (first, second)
 }

@@ -20,93 +20,156 @@ pub(super) fn partial<F: Float, N: Size>(
     #[comptime] form: Form,
     #[define(F)] _dtype: ElemType,
 ) {
+    let chunk = chunk(start[CUBE_POS_Z as usize], table, &shape, form);
+    let vectors = comptime!(form.vectors);
+    if is_missing(&chunk, &shape) {
+        leave_nothing(sums, stats, &chunk, &shape, form);
+    } else if is_seen(&chunk) {
+        let mut rows = Shared::<[Vector<f32, N>]>::new_slice(comptime!(form.rows() * vectors));
+        let mut at = UNIT_POS as usize;
+        while at < comptime!(form.group * vectors) {
+            let query = Vector::<f32, N>::cast_from(query[chunk.first_head * vectors + at]);
+            rows[at] = query * Vector::<f32, N>::new(shape.scale);
+            at += UNITS;
+        }
+        sync_cube();
+        attend::<F, N>(keys, values, &rows, sums, stats, &chunk, &shape, form);
+    }
+}
+
+/// What a cube works on.
+#[derive(CubeType)]
+pub(super) struct Chunk {
+    /// Which of those of its head.
+    pub(super) split: usize,
+    /// Its first position.
+    pub(super) begin: usize,
+    /// That of the cache.
+    pub(super) block: usize,
+    /// The first vector of it and of the head of keys in the cache.
+    pub(super) cache: usize,
+    /// The first of the query heads, of those of all sequences.
+    pub(super) first_head: usize,
+    pub(super) seen: Seen,
+    /// The place in the chunk of what the cube itself rotates, whose key and value stand behind the queries; beyond the
+    /// last if it rotates none.
+    pub(super) new: usize,
+}
+
+/// The chunk of this cube, in which nothing is new, for a sequence that stands at `start`.
+#[cube]
+pub(super) fn chunk(start: i32, table: &[i32], shape: &Shape, #[comptime] form: Form) -> Chunk {
     let (split, key_head, batch) = (CUBE_POS_X as usize, CUBE_POS_Y as usize, CUBE_POS_Z as usize);
-    let seen = seen(start[batch], &shape, form.windowed);
+    let key_heads = CUBE_COUNT_Y as usize;
+    let seen = seen(start, shape, form.windowed);
     let chunk = seen.first / CHUNK + split;
     let begin = chunk * CHUNK;
     // Looked up before anybody knows whether it is seen: without a window the load waits for no other.
     let block = block_at(table, batch * shape.entries + min(chunk, shape.entries - 1));
+    let cache = row_of(block, key_heads, key_head, begin) * comptime!(form.vectors);
+    let first_head = (batch * key_heads + key_head) * comptime!(form.group);
+    Chunk { split, begin, block, cache, first_head, seen, new: CHUNK.runtime() }
+}
+
+#[cube]
+pub(super) fn is_seen(chunk: &Chunk) -> bool {
+    chunk.begin < chunk.seen.end
+}
+
+/// Whether it would be seen, and lies in no block.
+#[cube]
+pub(super) fn is_missing(chunk: &Chunk, shape: &Shape) -> bool {
+    chunk.begin < chunk.seen.end && chunk.block >= shape.blocks
+}
+
+/// Where nothing is stored: the fold gets a chunk without weight.
+#[cube]
+pub(super) fn leave_nothing<N: Size>(
+    sums: &mut [Vector<f32, N>],
+    stats: &mut [f32],
+    chunk: &Chunk,
+    shape: &Shape,
+    #[comptime] form: Form,
+) {
+    let vectors = comptime!(form.vectors);
+    let unit = UNIT_POS as usize;
+    if unit < form.group {
+        let place = 2 * ((chunk.first_head + unit) * shape.splits + chunk.split);
+        stats[place] = f32::new(MASKED);
+        stats[place + 1] = 0.0f32;
+    }
+    let mut at = unit;
+    while at < comptime!(form.group * vectors) {
+        let place = (chunk.first_head + at / vectors) * shape.splits + chunk.split;
+        sums[place * vectors + at % vectors] = Vector::<f32, N>::new(0.0f32);
+        at += UNITS;
+    }
+}
+
+/// Attends over the chunk. `rows` are the heads' queries, times the scale.
+#[cube]
+pub(super) fn attend<F: Float, N: Size>(
+    keys: &[Vector<F, N>],
+    values: &[Vector<F, N>],
+    rows: &Shared<[Vector<f32, N>]>,
+    sums: &mut [Vector<f32, N>],
+    stats: &mut [f32],
+    chunk: &Chunk,
+    shape: &Shape,
+    #[comptime] form: Form,
+) {
     let group = comptime!(form.group);
     let vectors = comptime!(form.vectors);
-    let key_heads = CUBE_COUNT_Y as usize;
-    let first_head = (batch * key_heads + key_head) * group;
     let unit = UNIT_POS as usize;
-    if begin < seen.end && block >= shape.blocks {
-        // Nothing is stored there: the fold gets a chunk without weight.
-        if unit < group {
-            let place = 2 * ((first_head + unit) * shape.splits + split);
-            stats[place] = f32::new(MASKED);
-            stats[place + 1] = 0.0f32;
-        }
-        let mut at = unit;
-        while at < comptime!(group * vectors) {
-            let place = (first_head + at / vectors) * shape.splits + split;
-            sums[place * vectors + at % vectors] = Vector::<f32, N>::new(0.0f32);
-            at += UNITS;
-        }
-    } else if begin < seen.end {
-        let cache = row_of(block, key_heads, key_head, begin) * vectors;
-
-        let mut queries = Shared::<[Vector<f32, N>]>::new_slice(comptime!(group * vectors));
-        let mut at = unit;
-        while at < comptime!(group * vectors) {
-            let query = Vector::<f32, N>::cast_from(query[first_head * vectors + at]);
-            queries[at] = query * Vector::<f32, N>::new(shape.scale);
-            at += UNITS;
-        }
-        sync_cube();
-
-        let mut scores = Shared::<[f32]>::new_slice(comptime!(group * CHUNK));
-        score::<F, N>(keys, &queries, &mut scores, cache, begin, &seen, &shape, form);
-        let mut pieces = Shared::<[f32]>::new_slice(comptime!(group * PIECES));
-        let mut tops = Shared::<[f32]>::new_slice(comptime!(group * PIECES));
-        weigh(&mut scores, &mut tops, &mut pieces, form);
-        if unit < group {
-            let mut sum = pieces[unit * PIECES];
-            let mut top = tops[unit * PIECES];
-            #[unroll]
-            for i in 1..PIECES {
-                sum += pieces[unit * PIECES + i];
-                top = max(top, tops[unit * PIECES + i]);
-            }
-            let place = 2 * ((first_head + unit) * shape.splits + split);
-            stats[place] = top;
-            stats[place + 1] = sum;
-        }
-
-        let pile = comptime!(form.teams() * vectors);
-        let mut teams = Shared::<[Vector<f32, N>]>::new_slice(comptime!(
-            form.together * form.teams() * vectors
-        ));
+    let mut scores = Shared::<[f32]>::new_slice(comptime!(group * CHUNK));
+    score::<F, N>(keys, rows, &mut scores, chunk, shape, form);
+    let mut pieces = Shared::<[f32]>::new_slice(comptime!(group * PIECES));
+    let mut tops = Shared::<[f32]>::new_slice(comptime!(group * PIECES));
+    weigh(&mut scores, &mut tops, &mut pieces, form);
+    if unit < group {
+        let mut sum = pieces[unit * PIECES];
+        let mut top = tops[unit * PIECES];
         #[unroll]
-        for turn in 0..comptime!(group.div_ceil(HEADS)) {
-            let mut weighted = Array::<Vector<f32, N>>::new(comptime!(heads(turn, form)));
-            weight::<F, N>(values, &scores, &mut weighted, cache, begin, &seen, turn, form);
-            #[unroll]
-            for round in 0..comptime!(heads(turn, form).div_ceil(form.together)) {
-                let first = comptime!(round * form.together);
-                let live = comptime!((heads(turn, form) - first).min(form.together));
-                if unit < pile {
-                    #[unroll]
-                    for i in 0..live {
-                        teams[i * pile + unit] = weighted[comptime!(first + i)];
-                    }
+        for i in 1..PIECES {
+            sum += pieces[unit * PIECES + i];
+            top = max(top, tops[unit * PIECES + i]);
+        }
+        let place = 2 * ((chunk.first_head + unit) * shape.splits + chunk.split);
+        stats[place] = top;
+        stats[place + 1] = sum;
+    }
+
+    let pile = comptime!(form.teams() * vectors);
+    let mut teams =
+        Shared::<[Vector<f32, N>]>::new_slice(comptime!(form.together * form.teams() * vectors));
+    #[unroll]
+    for turn in 0..comptime!(group.div_ceil(HEADS)) {
+        let mut weighted = Array::<Vector<f32, N>>::new(comptime!(heads(turn, form)));
+        weight::<F, N>(values, rows, &scores, &mut weighted, chunk, turn, form);
+        #[unroll]
+        for round in 0..comptime!(heads(turn, form).div_ceil(form.together)) {
+            let first = comptime!(round * form.together);
+            let live = comptime!((heads(turn, form) - first).min(form.together));
+            if unit < pile {
+                #[unroll]
+                for i in 0..live {
+                    teams[i * pile + unit] = weighted[comptime!(first + i)];
                 }
-                sync_cube();
-                let mut at = unit;
-                while at < comptime!(live * vectors) {
-                    let (i, lane) = (at / vectors, at % vectors);
-                    let mut sum = teams[i * pile + lane];
-                    #[unroll(form.teams() <= 16)]
-                    for team in 1..comptime!(form.teams()) {
-                        sum += teams[i * pile + team * vectors + lane];
-                    }
-                    let head = first_head + comptime!(turn * HEADS + first) + i;
-                    sums[(head * shape.splits + split) * vectors + lane] = sum;
-                    at += UNITS;
-                }
-                sync_cube();
             }
+            sync_cube();
+            let mut at = unit;
+            while at < comptime!(live * vectors) {
+                let (i, lane) = (at / vectors, at % vectors);
+                let mut sum = teams[i * pile + lane];
+                #[unroll(form.teams() <= 16)]
+                for team in 1..comptime!(form.teams()) {
+                    sum += teams[i * pile + team * vectors + lane];
+                }
+                let head = chunk.first_head + comptime!(turn * HEADS + first) + i;
+                sums[(head * shape.splits + chunk.split) * vectors + lane] = sum;
+                at += UNITS;
+            }
+            sync_cube();
         }
     }
 }
@@ -119,19 +182,40 @@ fn heads(turn: usize, form: Form) -> usize {
 /// `slot` if the sequence sees it, else the nearest one that it sees: a place that was written, so that loads need not
 /// wait for a branch. What is read for such a slot has no weight.
 #[cube]
-fn visible(slot: usize, begin: usize, seen: &Seen) -> usize {
-    min(max(begin + slot, seen.first), seen.end - 1) - begin
+fn visible(slot: usize, chunk: &Chunk) -> usize {
+    min(max(chunk.begin + slot, chunk.seen.first), chunk.seen.end - 1) - chunk.begin
+}
+
+/// A vector of what the cache holds at `slot`, or of row `row` of `rows` if the cube itself has just rotated it. Both are
+/// read, since loads wait for no branch, and one is dropped: the row of a cube that rotated none holds anything, and in
+/// place of the new position, which this launch writes, the one beside it in its block is read.
+#[cube]
+fn held<F: Float, N: Size>(
+    cache: &[Vector<F, N>],
+    rows: &Shared<[Vector<f32, N>]>,
+    slot: usize,
+    at: usize,
+    chunk: &Chunk,
+    #[comptime] row: usize,
+    #[comptime] form: Form,
+) -> Vector<f32, N> {
+    let vectors = comptime!(form.vectors);
+    if comptime!(form.rotated.is_some()) {
+        let new = slot == chunk.new;
+        let from = chunk.cache + select(new, slot ^ 1, slot) * vectors + at;
+        select(new, rows[row * vectors + at], Vector::<f32, N>::cast_from(cache[from]))
+    } else {
+        Vector::<f32, N>::cast_from(cache[chunk.cache + slot * vectors + at])
+    }
 }
 
 /// The scores of the chunk, masked where the sequence does not look.
 #[cube]
 fn score<F: Float, N: Size>(
     keys: &[Vector<F, N>],
-    queries: &Shared<[Vector<f32, N>]>,
+    rows: &Shared<[Vector<f32, N>]>,
     scores: &mut Shared<[f32]>,
-    cache: usize,
-    begin: usize,
-    seen: &Seen,
+    chunk: &Chunk,
     shape: &Shape,
     #[comptime] form: Form,
 ) {
@@ -144,14 +228,14 @@ fn score<F: Float, N: Size>(
     for head in 0..group {
         dots[head] = 0.0f32;
     }
-    let row = cache + visible(slot, begin, seen) * vectors;
+    let place = visible(slot, chunk);
     #[unroll]
     for i in 0..comptime!(vectors / PARTS) {
         let at = i * PARTS + part;
-        let key = Vector::<f32, N>::cast_from(keys[row + at]);
+        let key = held::<F, N>(keys, rows, place, at, chunk, group, form);
         #[unroll]
         for head in 0..group {
-            let query = queries[head * vectors + at];
+            let query = rows[head * vectors + at];
             #[unroll]
             for j in 0..comptime!(form.width) {
                 dots[head] += query.extract(j) * key.extract(j);
@@ -176,7 +260,8 @@ fn score<F: Float, N: Size>(
             // A shader's tanh may overflow where this one has long been 1.
             sum = shape.cap * clamp(sum / shape.cap, -15.0f32, 15.0f32).tanh();
         }
-        let visible = begin + slot >= seen.first && begin + slot < seen.end;
+        let position = chunk.begin + slot;
+        let visible = position >= chunk.seen.first && position < chunk.seen.end;
         scores[at] = select(visible, sum, f32::new(MASKED));
         at += UNITS;
     }
@@ -232,11 +317,10 @@ fn weigh(
 #[cube]
 fn weight<F: Float, N: Size>(
     values: &[Vector<F, N>],
+    rows: &Shared<[Vector<f32, N>]>,
     scores: &Shared<[f32]>,
     weighted: &mut Array<Vector<f32, N>>,
-    cache: usize,
-    begin: usize,
-    seen: &Seen,
+    chunk: &Chunk,
     #[comptime] turn: usize,
     #[comptime] form: Form,
 ) {
@@ -253,8 +337,9 @@ fn weight<F: Float, N: Size>(
             // Teams whose number does not divide the chunk end beyond it.
             let slot = min(team + turn_of_team * comptime!(form.teams()), CHUNK - 1);
             let within = team + turn_of_team * comptime!(form.teams()) < CHUNK;
-            let row = cache + visible(slot, begin, seen) * vectors;
-            let value = Vector::<f32, N>::cast_from(values[row + lane]);
+            let place = visible(slot, chunk);
+            let row = comptime!(form.group + 1);
+            let value = held::<F, N>(values, rows, place, lane, chunk, row, form);
             #[unroll]
             for i in 0..comptime!(heads(turn, form)) {
                 let score = scores[comptime!((turn * HEADS + i) * CHUNK) + slot];
