@@ -1,5 +1,8 @@
 //! The kernel itself: what a cube does from its first load to its last sum.
 
+// What is known when the kernel is compiled stays apart from what is not: one condition would be compiled in.
+#![allow(clippy::collapsible_if)]
+
 use super::{
     Shape,
     chain::{accumulate, finish, issue, settle},
@@ -100,7 +103,7 @@ fn product<F: Float, A: Size, P: Size, S: Size, D: Size>(
     };
     let source = Source { items, token_tiles, first: first + number, end };
     let mut ahead = begin(&source, shape);
-    let brings = UNIT_POS % 32u32 == 0u32
+    let brings = UNIT_POS & 31u32 == 0u32
         && if comptime!(plan.brings_beside()) { !works } else { tile == 0 };
     if brings {
         init_barriers(&ring, start + comptime!(shape.met_at() as u32), shape);
@@ -183,7 +186,7 @@ fn multiply<F: Float, A: Size, P: Size, S: Size, D: Size>(
         tile < comptime!(plan.tiles as usize)
     };
     let own = min(tile, comptime!(plan.tiles as usize - 1)) as u32;
-    let asks = lane == 0u32 && tile % 4 == 0;
+    let asks = lane == 0u32 && tile & 3usize == 0;
     // How many stages other warpgroups bring before it is this one's turn.
     let mut turn = tile / 4;
 

@@ -25,7 +25,7 @@ pub(super) struct Rows {
 fn meet(met: u32, #[comptime] parity: u32, #[comptime] shape: Shape) {
     if comptime!(shape.plan.split > 1) {
         sync_plane();
-        if UNIT_POS % 32u32 == 0u32 {
+        if UNIT_POS & 31u32 == 0u32 {
             #[unroll]
             for cube in 0..comptime!(shape.plan.split) {
                 arrive_in_cluster(met, cube);
