@@ -3,7 +3,8 @@
 //! `cargo bench --bench plans -- --shape 4096x4096 --m 1,16 --bits 4,3,2 --group 128 --top 5`. Timings are graph
 //! replays over copies of the weights that together exceed any cache. Several of these programs (`--peers N`) with the
 //! same `--lock FILE` compile at the same time, wait for each other, and then take turns with the device. With `--attend` attention is timed instead, with
-//! `--rotate` a rotation of x before the product.
+//! `--rotate` a rotation of x before the product. `--device cuda|vulkan|wgpu` takes the first device of that kind instead
+//! of the default one.
 
 #[path = "plans/attend.rs"]
 mod attend;
@@ -12,7 +13,7 @@ mod grid;
 #[path = "plans/rotate.rs"]
 mod rotate;
 
-use cubecl::prelude::*;
+use cubecl::{Device, prelude::*};
 use flute_cube::{
     Dtype, Format, Limits, Plan, Problem, Result,
     measure::{self, Workload},
@@ -32,6 +33,7 @@ struct Options {
     attend: Vec<[usize; 3]>,
     context: Vec<usize>,
     rotate: Vec<usize>,
+    device: String,
 }
 
 fn options() -> Options {
@@ -61,12 +63,28 @@ fn options() -> Options {
         attend: value("--attend", "").split(',').filter_map(heads).collect(),
         context: list("--context", ""),
         rotate: list("--rotate", ""),
+        device: value("--device", ""),
     }
+}
+
+/// The first device of the kind that `name` says; without a name the default one.
+fn device(name: &str) -> Device {
+    let found = match name {
+        "" => Ok(Device::default()),
+        "cuda" => Device::cuda(0).map_err(|error| error.to_string()),
+        "vulkan" => Device::vulkan(Default::default()).map_err(|error| error.to_string()),
+        "wgpu" => Device::wgpu(Default::default()).map_err(|error| error.to_string()),
+        _ => Err("it is none of cuda, vulkan, wgpu".into()),
+    };
+    found.unwrap_or_else(|error| {
+        eprintln!("--device {name}: {error}");
+        std::process::exit(2)
+    })
 }
 
 fn main() -> Result<()> {
     let options = options();
-    let client = cubecl::Device::default().client();
+    let client = device(&options.device).client();
     let limits = Limits::of(&client);
     if !options.attend.is_empty() {
         let all = options.attend.iter().flat_map(|h| options.m.iter().map(|m| (*h, *m)));
