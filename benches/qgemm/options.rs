@@ -16,6 +16,8 @@ usage: cargo bench --bench qgemm -- [OPTIONS]
   --dtype T         f16, bf16, f32           [f16]
   --tune            measure every plan, report the best beside the selected one
   --burn            measure Burn's own f16 matmul too (its first run of a shape tunes itself for seconds)
+  --layer           measure the operation as a model calls it, on GPUs too: with many rows it may decode the weight and
+                    let Burn multiply, where otherwise the selected plan is measured
   --sweep FOLDER    instead, times over rows from 1 to 8192: every plan, dense products and the floor, for each shape as
                     JSON and drawn as SVG; for GPUs
   --quick           4 bits alone, unless --bits says more
@@ -34,6 +36,8 @@ pub(crate) struct Options {
     pub(crate) dtype: Dtype,
     pub(crate) tune: bool,
     pub(crate) burn: bool,
+    /// Measure the operation instead of a plan.
+    pub(crate) layer: bool,
     pub(crate) pause: Duration,
     pub(crate) json: Option<PathBuf>,
     /// Where a sweep over rows goes, if one is asked for.
@@ -55,6 +59,7 @@ impl Options {
             dtype: Dtype::F16,
             tune: false,
             burn: false,
+            layer: false,
             pause: Duration::from_millis(300),
             json: None,
             sweep: None,
@@ -75,6 +80,7 @@ impl Options {
                 "--bench" => {}
                 "--tune" => options.tune = true,
                 "--burn" => options.burn = true,
+                "--layer" => options.layer = true,
                 "--quick" => quick = true,
                 "--device" => options.devices = list(&name, &value()?)?,
                 "--shape" => options.shapes = Some(shapes(&value()?)?),

@@ -1,9 +1,10 @@
 //! Dense f16 by Burn's own matmul, as a model would call it: what is timed holds the host's work too.
 
 use super::Shape;
+use crate::layer;
 use anyhow::{Result, ensure};
 use burn::tensor::{DType, Device, Tensor, TensorData};
-use flute_cube::measure::{self, Run};
+use flute_cube::measure::Run;
 
 /// Copies of one weight, each a transposed view of `[n, k]`.
 pub(super) struct Matmul {
@@ -13,9 +14,6 @@ pub(super) struct Matmul {
 }
 
 impl Matmul {
-    /// Bytes of results that wait for the device at a time.
-    const PENDING_BYTES: usize = 1 << 30;
-
     pub(super) fn new(device: &Device, shape: Shape) -> Result<Self> {
         ensure!(device.supports_dtype(DType::F16), "the device does not compute in f16");
         let weight = shape.weight();
@@ -29,21 +27,8 @@ impl Matmul {
     pub(super) fn time(&self, m: usize) -> Result<Run> {
         let Shape { n, k, .. } = self.shape;
         let x = Self::upload(self.shape.x(m), [m, k], &self.device);
-        let most = (Self::PENDING_BYTES / (2 * m * n)).clamp(1, 1000);
-        let timing = measure::sample(self.copies.len(), |times| {
-            // Fusion is lazy: a result that nobody holds need not be computed.
-            let mut results = vec![];
-            for _ in 0..times {
-                for weight in &self.copies {
-                    if results.len() == most {
-                        self.device.sync()?;
-                        results.clear();
-                    }
-                    results.push(x.clone().matmul(weight.clone()));
-                }
-            }
-            self.device.sync()
-        })?;
+        let product = |weight: &Tensor<2>| x.clone().matmul(weight.clone());
+        let timing = layer::queued(&self.device, &self.copies, 2 * m * n, product)?;
         let y = x.matmul(self.copies[0].clone()).try_into_data()?;
         Ok(Run { timing, deviation: self.shape.samples(m).deviation(y.as_bytes()) })
     }

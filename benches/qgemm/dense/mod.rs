@@ -28,6 +28,11 @@ pub(crate) struct Dense<'t> {
     burn: bool,
 }
 
+/// Among how many copies of a weight of `bytes` bytes launches go around, so that no cache holds all of them.
+pub(crate) fn copies(bytes: usize) -> usize {
+    COLD_BYTES.div_ceil(bytes).clamp(2, 200)
+}
+
 /// A weight `[n, k]` of noise and activations for it; launches go around among `copies` of the weight.
 #[derive(Clone, Copy)]
 struct Shape {
@@ -38,8 +43,7 @@ struct Shape {
 
 impl Shape {
     fn new(n: usize, k: usize) -> Self {
-        let copies = COLD_BYTES.div_ceil(n * k * Dtype::F16.size()).clamp(2, 200);
-        Self { n, k, copies }
+        Self { n, k, copies: copies(n * k * Dtype::F16.size()) }
     }
 
     fn weight(&self) -> Vec<u8> {
