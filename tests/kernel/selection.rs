@@ -49,7 +49,9 @@ pub(crate) fn full(runtime: &Runtime, shard: Option<(usize, usize)>, deal: usize
 pub(crate) fn quick(runtime: &Runtime, shard: Option<(usize, usize)>) -> Vec<Work> {
     let mut seen = HashSet::new();
     let mut chosen: Vec<Work> = vec![];
-    for mut work in shuffled(runtime, 1 << 26) {
+    // Where plans depend on the shape there are some that only large cases have.
+    let most = if runtime.limits.mma { 1 << 30 } else { 1 << 26 };
+    for mut work in shuffled(runtime, most) {
         let fresh: HashSet<Plan> =
             work.plans.iter().copied().filter(|plan| seen.insert(plan.to_string())).collect();
         let values =

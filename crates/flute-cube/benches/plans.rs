@@ -1,4 +1,5 @@
-//! Every plan of a problem, checked and timed: what the planner's rules are calibrated with.
+//! Every plan of a problem, checked and timed: what the planner's rules are calibrated with. `--selected` times the
+//! planner's choice alone, `--grid` more plans than it considers.
 //!
 //! `cargo bench --bench plans -- --shape 4096x4096 --m 1,16 --bits 4,3,2 --group 128 --top 5`. Timings are graph
 //! replays over copies of the weights that together exceed any cache. Several of these programs (`--peers N`) with the
@@ -28,6 +29,7 @@ struct Options {
     top: usize,
     only: String,
     grid: bool,
+    selected: bool,
     lock: Option<String>,
     peers: usize,
     attend: Vec<[usize; 3]>,
@@ -58,6 +60,7 @@ fn options() -> Options {
         top: list("--top", "5")[0],
         only: value("--only", ""),
         grid: std::env::args().any(|a| a == "--grid"),
+        selected: std::env::args().any(|a| a == "--selected"),
         lock: Some(value("--lock", "")).filter(|file| !file.is_empty()),
         peers: list("--peers", "1")[0],
         attend: value("--attend", "").split(',').filter_map(heads).collect(),
@@ -154,9 +157,10 @@ impl Sweep {
     fn new(client: &Client, limits: &Limits, problem: &Problem, options: &Options) -> Result<Self> {
         let workload = Workload::new(client, problem)?;
         let selected = Plan::select(problem, limits)?;
-        let plans = match options.grid {
-            true => grid::all(problem, limits),
-            false => Plan::candidates(problem, limits)?,
+        let plans = match (options.selected, options.grid) {
+            (true, _) => vec![selected],
+            (_, true) => grid::all(problem, limits),
+            _ => Plan::candidates(problem, limits)?,
         };
         let wanted = |plan: &Plan| {
             options.only.split('+').all(|part| plan.to_string().contains(part))

@@ -183,7 +183,7 @@ mod tests {
         for shape in [(4096, 4096), (4096, 14336), (28672, 4096)] {
             assert!(!streams(&hopper, 1, shape) && streams(&hopper, 5, shape));
         }
-        for shape in [(8192, 8192), (8192, 28672), (57344, 8192)] {
+        for shape in [(8192, 8192), (8192, 28672), (28672, 8192)] {
             assert!(streams(&hopper, 1, shape) && !streams(&ampere, 16, shape));
         }
     }

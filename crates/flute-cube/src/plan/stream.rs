@@ -68,10 +68,10 @@ const PRODUCTS: usize = 32;
 /// Rows of x beyond which a cube's sums leave no room for four warpgroups.
 const MOST_TOKENS: usize = 128;
 
-/// Whether this kernel is the faster one for `problem`, as seen on an H200: single planes start sooner, so they keep
-/// the lead for up to four rows of x where there is little to read.
+/// Whether this kernel is the faster one for `problem`, as seen on an H200: single planes start sooner and read as fast,
+/// so that up to four rows of x are theirs but where rows of W are long and not too many.
 pub(super) fn leads(problem: &Problem) -> bool {
-    problem.m > 4 || problem.k >= 8192 && problem.n >= 8192
+    problem.m > 4 || problem.k >= 8192 && (8192..=32768).contains(&problem.n)
 }
 
 impl StreamPlan {
@@ -186,16 +186,23 @@ impl StreamPlan {
         let shared = tiles * (34.0 + words) + 2.0 * tokens + 2.0 * warpgroups * tokens;
         let matrix = 4.0 * warpgroups * tokens;
         // What of that is lost where warpgroups wait for each other, and for a short ring.
-        let lost = match self.warpgroups_k {
-            1 => 1.3,
-            2 => 1.22,
-            _ => 1.1,
+        let lost = match (self.warpgroups_k, self.blocks) {
+            (1, _) => 1.3,
+            (2, 2) => 1.22,
+            (2, _) => 1.4,
+            (_, 2) => 1.1,
+            _ => 1.18,
         } * if self.stages * self.blocks < 4 { 1.15 } else { 1.0 };
         // A warpgroup alone takes so long for a block.
         let alone = 620.0 + 5.0 * tokens;
         let step = alone.max(lost * rings * shared.max(matrix));
         let fold = if self.shares() > 1 { 0.3 } else { 0.0 };
-        let cluster = if self.split > 1 { 0.8 } else { 0.0 };
+        let cluster = match self.split {
+            1 => 0.0,
+            2 => 0.8,
+            4 => 3.0,
+            _ => 5.0,
+        };
         rounds as f64 * (steps as f64 * step / 1900.0 + fold) + 3.0 + cluster
     }
 
@@ -223,7 +230,9 @@ impl StreamPlan {
                     stages: 0,
                     split,
                 };
-                if plan.shares() > 1 && blocks < 2 * plan.shares() {
+                // A cluster that goes on to further tiles waits for its own fold each time: 167 µs where 90 were to be had.
+                let lasts = split > 1 && !plan.ends(problem, limits.processors);
+                if lasts || plan.shares() > 1 && blocks < 2 * plan.shares() {
                     continue;
                 }
                 // Two blocks a stage halve what a stage costs; but who brings as a side job is late with them.
