@@ -1,5 +1,5 @@
 //! The streaming kernel: Hopper's `wgmma` with the decoded weights as its A operand, and everything else through rings
-//! of tensor copies. CUDA of compute capability 9.0 alone, f16 and bf16, for up to 64 rows of x at a time.
+//! of tensor copies. CUDA of compute capability 9.0 alone, f16 and bf16, for up to 128 rows of x at a time.
 //!
 //! With few rows of x nothing may interrupt the reading of words, and a warpgroup that loads them into its registers, a
 //! block or two ahead, does: 16 planes hold 16 kB of them on their way, where memory wants twice as much. So words,
