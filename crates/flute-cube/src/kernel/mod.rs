@@ -5,6 +5,7 @@ pub(crate) mod blocks;
 pub(crate) mod choose;
 pub(crate) mod decode;
 pub(crate) mod dense;
+mod fragment;
 pub(crate) mod gate;
 pub(crate) mod gemv;
 pub(crate) mod hadamard;

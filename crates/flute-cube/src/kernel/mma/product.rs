@@ -9,9 +9,12 @@ use super::{
     ring::{Ring, fill, ring, take},
     sums::{Rows, fold_planes, meet, store},
     tokens::{Part, stage},
-    weight::{Place, fragment, load, table_vector},
+    weight::{Place, load},
 };
-use crate::pack;
+use crate::{
+    kernel::fragment::{copy_of, fragment, table_vector},
+    pack,
+};
 use cubecl::prelude::*;
 
 /// `y[m, n]`, or with a split the share of cube z at `y[z, m, n]`.
@@ -130,7 +133,8 @@ fn product<F: Float, Y: Float, W: Size>(
     #[unroll]
     for i in 0..fills {
         let at = UNIT_POS as usize + i * comptime!(shape.units());
-        entries[i] = table_vector(pairs, min(at, comptime!(shape.table() - 1)) / 8, shape);
+        entries[i] =
+            table_vector(pairs, min(at, comptime!(shape.table() - 1)) / 8, comptime!(shape.bits));
     }
     #[unroll]
     for i in 0..fills {
@@ -141,8 +145,7 @@ fn product<F: Float, Y: Float, W: Size>(
     }
     await_groups(comptime!(plan.ring.max(1) - 1));
     sync_cube();
-    let copy =
-        if comptime!(shape.bits == 2) { UNIT_POS_X % 16u32 * 8u32 } else { UNIT_POS_X * 4u32 };
+    let copy = copy_of(UNIT_POS_X, comptime!(shape.bits));
     // SAFETY: addresses of shared memory that lives as long as the kernel.
     let (table_start, x_start) = unsafe { (table.as_ptr_unchecked(), staged.as_ptr_unchecked()) };
     let lane_table = after_barrier(shared_address::<U4>(table_start) + copy);
@@ -305,7 +308,7 @@ fn multiply<F: Float>(
                         table,
                         comptime!(i * shape.words()),
                         comptime!(first + odd),
-                        shape,
+                        comptime!(shape.bits),
                     );
                     #[unroll]
                     for j in 0..token_tiles {

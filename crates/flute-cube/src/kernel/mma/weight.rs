@@ -2,24 +2,10 @@
 
 use super::{
     Shape,
-    ptx::{U4, load_pair, load_stream_x2, load_stream_x4, lookup, lookup_quad},
+    ptx::{load_pair, load_stream_x2, load_stream_x4},
 };
 use crate::pack;
 use cubecl::prelude::*;
-
-/// Entry `index` of the table: a pair four times over, or a quad twice.
-#[cube]
-pub(super) fn table_vector(pairs: &[u32], index: usize, #[comptime] shape: Shape) -> U4 {
-    if comptime!(shape.bits == 2) {
-        let (low, high) = (pairs[index % 16], pairs[index / 16]);
-        let mut vector = U4::new(low);
-        vector.insert(1usize, high);
-        vector.insert(3usize, high);
-        vector
-    } else {
-        U4::new(pairs[index])
-    }
-}
 
 /// The block of k, and the row tiles from `tile` to `end` at most, that a lane works on next.
 #[derive(CubeType)]
@@ -104,47 +90,4 @@ pub(super) fn first_group(
         let blocks = comptime!((shape.group as usize).div_ceil(pack::BLOCK_K));
         tile * k_blocks.div_ceil(blocks) + kb / blocks
     }
-}
-
-/// The A operand: what the four indices of a fragment name ([`crate::pack`] has the layout).
-#[cube]
-pub(super) fn fragment(
-    words: &Array<u32>,
-    table: u32,
-    #[comptime] own: usize,
-    #[comptime] f: usize,
-    #[comptime] shape: Shape,
-) -> Array<u32> {
-    let mut a = Array::<u32>::new(4usize);
-    if comptime!(shape.bits == 2) {
-        #[unroll]
-        for row in 0..2usize {
-            let quad = lookup_quad(
-                words[comptime!(own + f / 2)],
-                table,
-                comptime!((f % 2 * 2 + row) as u32),
-            );
-            a[row] = quad.extract(0usize);
-            a[row + 2] = quad.extract(1usize);
-        }
-    } else {
-        let mut indices = Array::<u32>::new(1usize);
-        if comptime!(shape.bits == 4) {
-            indices[0] = words[comptime!(own + f)];
-        } else {
-            let first = comptime!(own + f / 4 * 3);
-            if comptime!(f % 4 < 3) {
-                indices[0] = words[comptime!(first + f % 4)] & 0x3f3f_3f3fu32;
-            } else {
-                indices[0] = ((words[first] >> 6u32) & 0x0303_0303u32)
-                    | ((words[first + 1] >> 4u32) & 0x0c0c_0c0cu32)
-                    | ((words[first + 2] >> 2u32) & 0x3030_3030u32);
-            }
-        }
-        #[unroll]
-        for slot in 0..4usize {
-            a[slot] = lookup(indices[0], table, comptime!(slot as u32));
-        }
-    }
-    a
 }

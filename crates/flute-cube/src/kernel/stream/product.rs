@@ -14,6 +14,7 @@ use super::{
     weight::{address_of, decode, fill_table, load_codes, load_scales, no_codes},
 };
 use crate::{
+    kernel::fragment::copy_of,
     kernel::ptx::{U4, after_barrier, sync_cluster, sync_some},
     pack,
 };
@@ -178,7 +179,7 @@ fn multiply<F: Float, A: Size, P: Size, S: Size, D: Size>(
 ) {
     let plan = comptime!(shape.plan);
     let lane = UNIT_POS % 32u32;
-    let copy = if comptime!(shape.bits == 2) { lane % 16u32 * 8u32 } else { lane * 4u32 };
+    let copy = copy_of(lane, comptime!(shape.bits));
     let table = after_barrier(start + comptime!(shape.table_at() as u32) + copy);
     let exist = if comptime!(plan.tiles == 4 * plan.warpgroups) {
         true.runtime()

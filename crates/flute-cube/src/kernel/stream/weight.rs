@@ -1,9 +1,9 @@
 //! Weights: a plane's words in a stage, how they become the A operand, and the scales that go with them.
 
 use super::Shape;
-use crate::kernel::ptx::{
-    U4, load_shared, load_shared_x2, load_shared_x4, lookup, lookup_quad, scale_pair,
-    shared_address,
+use crate::kernel::{
+    fragment::{fragment, table_vector},
+    ptx::{U4, load_shared, load_shared_x2, load_shared_x4, scale_pair, shared_address},
 };
 use cubecl::prelude::*;
 
@@ -113,33 +113,10 @@ pub(super) fn decode<A: Size>(
         #[unroll]
         for step in 0..comptime!(shape.instructions()) {
             let f = comptime!(shape.chains(part, round).first + step);
-            if comptime!(shape.bits == 2) {
-                #[unroll]
-                for row in 0..2usize {
-                    let slot = comptime!((f % 2 * 2 + row) as u32);
-                    let quad = lookup_quad(words[comptime!(f / 2)], table, slot);
-                    a.insert(comptime!(4 * step + row), quad.extract(0usize));
-                    a.insert(comptime!(4 * step + row + 2), quad.extract(1usize));
-                }
-            } else {
-                let mut indices = Array::<u32>::new(1usize);
-                if comptime!(shape.bits == 4) {
-                    indices[0] = words[f];
-                } else {
-                    let first = comptime!(f / 4 * 3);
-                    if comptime!(f % 4 < 3) {
-                        indices[0] = words[comptime!(first + f % 4)] & 0x3f3f_3f3fu32;
-                    } else {
-                        indices[0] = ((words[first] >> 6u32) & 0x0303_0303u32)
-                            | ((words[first + 1] >> 4u32) & 0x0c0c_0c0cu32)
-                            | ((words[first + 2] >> 2u32) & 0x3030_3030u32);
-                    }
-                }
-                #[unroll]
-                for slot in 0..4usize {
-                    let pair = lookup(indices[0], table, comptime!(slot as u32));
-                    a.insert(comptime!(4 * step + slot), pair);
-                }
+            let pairs = fragment(words, table, 0usize, f, comptime!(shape.bits));
+            #[unroll]
+            for slot in 0..4usize {
+                a.insert(comptime!(4 * step + slot), pairs[slot]);
             }
         }
         if comptime!(shape.plan.scales_weights()) {
@@ -176,15 +153,7 @@ pub(super) fn fill_table(
     #[unroll]
     for i in 0..fills {
         let index = min(UNIT_POS as usize + i * units, comptime!(vectors - 1)) / 8;
-        entries[i] = if comptime!(shape.bits == 2) {
-            let (low, high) = (pairs[index % 16], pairs[index / 16]);
-            let mut vector = U4::new(low);
-            vector.insert(1usize, high);
-            vector.insert(3usize, high);
-            vector
-        } else {
-            U4::new(pairs[index])
-        };
+        entries[i] = table_vector(pairs, index, comptime!(shape.bits));
     }
     #[unroll]
     for i in 0..fills {
