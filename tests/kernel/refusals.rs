@@ -4,7 +4,8 @@ use crate::device::{Guarded, Runtime, runtimes};
 use cubecl::prelude::Client;
 use flute_cube::{
     Bits, Dtype, Error, Format, Group, Limits, MAX_DIM, Operands, PackedWeight, Plan, PortablePlan,
-    Problem, Quantized, QuantizedParts, Table, TableKind, pack, qgemm, qgemm_with, reference,
+    Problem, Quantized, QuantizedParts, StreamPlan, Table, TableKind, pack, qgemm, qgemm_with,
+    reference,
 };
 
 fn parts() -> QuantizedParts {
@@ -252,6 +253,34 @@ fn a_plan_beyond_the_device_is_not_launched() {
         let outer =
             runtime.client.read_one(y.outer()).expect("nothing was launched that could fail");
         assert!(y.content(&outer).expect("whole guards").iter().all(|byte| *byte == 0xff));
+    });
+}
+
+#[test]
+fn words_that_tensor_copies_cannot_reach_are_refused_and_so_is_a_device_without_them() {
+    each_runtime(|runtime| {
+        let Runtime { client, limits, .. } = runtime;
+        let problem = Problem { dtype: Dtype::F16, ..problem() };
+        let weight = PackedWeight::pack(&Quantized::new(parts()).expect("valid"));
+        let words = client.create_from_slice(&vec![0; 4 * weight.words.len() + 8]).offset_start(8);
+        let whole = Operands::upload(client, &weight, &[1.0; 80], None, Dtype::F16);
+        let plan = Plan::Stream(StreamPlan {
+            warpgroups: 1,
+            warpgroups_k: 1,
+            tiles: 1,
+            tokens: 8,
+            blocks: 1,
+            stages: 4,
+            split: 1,
+        });
+        let error = qgemm_with(client, &problem, &plan, Operands { words, ..whole });
+        let error = error.expect_err("refused");
+        if limits.wgmma {
+            let what = "the buffer of words";
+            assert_eq!(error, Error::Misaligned { what, found: 8, needed: 16 });
+        } else {
+            assert!(error.is_unsupported(), "{error}");
+        }
     });
 }
 
