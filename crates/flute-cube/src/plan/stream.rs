@@ -63,8 +63,6 @@ pub(super) const FEW: usize = 8;
 const TILES: u32 = 4;
 /// What the alignment of the stages may cost, and the barriers.
 const SLACK: usize = 2048;
-/// Registers of products that chains which begin together may take.
-const PRODUCTS: usize = 32;
 /// Rows of x beyond which a cube's sums leave no room for four warpgroups.
 const MOST_TOKENS: usize = 128;
 
@@ -105,12 +103,6 @@ impl StreamPlan {
     /// registers and time that the matrix unit wants. Errors double; a product with an identity stays exact.
     pub fn scales_weights(&self) -> bool {
         self.tokens > 32
-    }
-
-    /// Groups of half a block, of `groups`, whose chains begin together.
-    pub(crate) fn joint(&self, groups: usize) -> usize {
-        let both = groups == 2 && self.tokens as usize <= PRODUCTS;
-        1 + usize::from(both)
     }
 
     /// Bytes of sums that are folded.
@@ -165,14 +157,13 @@ impl StreamPlan {
         let groups = self.sizes(problem).groups;
         let tokens = self.tokens as usize / 2;
         let words = 2 * usize::from(problem.format.bits.get());
-        let products =
-            if self.scales_weights() { groups } else { self.joint(groups.div_ceil(2)) * tokens };
+        let products = if self.scales_weights() { groups } else { groups.div_ceil(2) * tokens };
         tokens + products + 32 + words + 16
     }
 
+    /// The first candidate.
     pub(super) fn select(problem: &Problem, limits: &Limits) -> Option<Self> {
-        let all = Self::candidates(problem, limits);
-        all.into_iter().min_by(|a, b| a.cost(problem, limits).total_cmp(&b.cost(problem, limits)))
+        Self::candidates(problem, limits).into_iter().next()
     }
 
     /// Microseconds on an H200: within a tenth of what was seen there with 4 bits.
@@ -207,7 +198,7 @@ impl StreamPlan {
     }
 
     /// The most promising ways to share warpgroups and cubes between rows and k, with as many row tiles as give all
-    /// cubes the same.
+    /// cubes the same; the least costly first.
     pub(super) fn candidates(problem: &Problem, limits: &Limits) -> Vec<Self> {
         const MOST: usize = 4;
         let tokens = problem.m.clamp(8, MOST_TOKENS).next_power_of_two() as u32;

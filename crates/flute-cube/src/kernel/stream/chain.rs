@@ -1,10 +1,10 @@
 //! The matrix unit of a warpgroup: chains of products over the groups of a block, and their scaled sums.
 //!
-//! A chain covers one group and starts from nothing; the chains of a block are begun together, where registers have
-//! room for the products of them all, so that small groups wait for the matrix unit no more often than large ones. They
-//! run while their warpgroup does something else and are scaled when they are added to the sums: that is the group's
-//! scale, applied to f32 and not to the weights. Between [`issue`] and [`finish`] their registers belong to the matrix
-//! unit. Nobody names them there but the two blocks of PTX, and the compiler, which knows the instruction, gives them
+//! A chain covers one group and starts from nothing; those of half a block begin together, so that small groups wait for
+//! the matrix unit no more often than large ones. They run while their warpgroup does something else and are scaled when
+//! they are added to the sums: that is the group's scale, applied to f32 and not to the weights. Where weights are scaled
+//! instead, half a block is one chain that starts from the sums. Between [`issue`] and [`finish`], or [`accumulate`] and
+//! [`settle`], their registers belong to the matrix unit. Nobody names them there but the two blocks of PTX, and the compiler, which knows the instruction, gives them
 //! to nobody else.
 
 use cubecl::prelude::*;
@@ -26,21 +26,24 @@ pub(super) struct Chains {
     pub(super) bf16: bool,
 }
 
+/// The high half of a descriptor of tokens: eight rows of 128 bytes after another, 128-byte swizzle.
+const HIGH: u32 = 64 | 1 << 30;
+
 impl Chains {
     /// Sums of a lane: 64 rows of `tokens` tokens over 128 lanes.
-    pub(super) fn sums(self) -> usize {
+    fn sums(self) -> usize {
         self.tokens / 2
     }
 
-    /// The PTX of `weights · tokens`, begun.
+    /// The PTX that begins all instructions.
     ///
-    /// Registers are numbered as operands come: the products, both halves of the descriptor of the tokens at the start
-    /// of the block, the weights.
-    fn issue_ptx(self) -> String {
+    /// Registers are numbered as operands come: `results` of them, both halves of the descriptor of the tokens at the
+    /// start of the block, the weights, and what `before` reads. A chain starts from what its results hold `before`, or
+    /// with nothing there from nothing.
+    fn begin_ptx(self, results: usize, before: &str) -> String {
         let Self { groups, steps, tokens, .. } = self;
         let (sums, instructions) = (self.sums(), groups * steps);
-        let products = sums * groups;
-        let [low, high, weights] = [products, products + 1, products + 2];
+        let [low, high, weights] = [results, results + 1, results + 2];
         let ty = if self.bf16 { "bf16" } else { "f16" };
         let list = |first: usize, len: usize| -> String {
             let names: Vec<String> = (first..first + len).map(|i| format!("%{i}")).collect();
@@ -48,7 +51,7 @@ impl Chains {
         };
         let mut ptx = format!(
             "{{ .reg .pred pf, pt; .reg .b32 t; .reg .b64 b<{instructions}>;\n\
-             setp.ne.b32 pf, %{low}, %{low}; setp.eq.b32 pt, %{low}, %{low};\n"
+             setp.ne.b32 pf, %{low}, %{low}; setp.eq.b32 pt, %{low}, %{low};\n{before}"
         );
         // Writing to a String cannot fail.
         for i in 0..instructions {
@@ -58,16 +61,29 @@ impl Chains {
         }
         ptx.push_str("wgmma.fence.sync.aligned;\n");
         for i in 0..instructions {
+            let starts = before.is_empty() && i % steps == 0;
             let _ = writeln!(
                 ptx,
                 "wgmma.mma_async.sync.aligned.m64n{tokens}k16.f32.{ty}.{ty} {{{}}}, {{{}}}, b{i}, {}, 1, 1, 0;",
                 list(i / steps * sums, sums),
                 list(weights + 4 * i, 4),
-                if i % steps == 0 { "pf" } else { "pt" },
+                if starts { "pf" } else { "pt" },
             );
         }
         ptx.push_str("wgmma.commit_group.sync.aligned; }");
         ptx
+    }
+
+    /// The PTX of `weights · tokens`, begun. Results: the products, group after group.
+    fn issue_ptx(self) -> String {
+        self.begin_ptx(self.groups * self.sums(), "")
+    }
+
+    /// The PTX of `sums + weights · tokens`, begun. Results: the new sums; the last operand is the old ones, whose
+    /// registers the compiler makes those of the new ones.
+    fn accumulate_ptx(self) -> String {
+        let old = self.sums() + 2 + 4 * self.steps;
+        self.begin_ptx(self.sums(), &self.moves_ptx(old))
     }
 
     /// The PTX of `sums + Σ scale · products`, once they are there, groups ascending. Operands: the new sums, of each
@@ -90,53 +106,15 @@ impl Chains {
         }
         ptx
     }
-}
-
-impl Chains {
-    /// The PTX of `sums + weights · tokens`, begun. Operands: the new sums, both halves of the descriptor, the weights,
-    /// the old sums, whose registers the compiler makes those of the new ones.
-    fn accumulate_ptx(self) -> String {
-        let Self { steps, tokens, .. } = self;
-        let sums = self.sums();
-        let [low, high, weights] = [sums, sums + 1, sums + 2];
-        let old = weights + 4 * steps;
-        let ty = if self.bf16 { "bf16" } else { "f16" };
-        let list = |first: usize, len: usize| -> String {
-            let names: Vec<String> = (first..first + len).map(|i| format!("%{i}")).collect();
-            names.join(", ")
-        };
-        let mut ptx = format!(
-            "{{ .reg .pred pt; .reg .b32 t; .reg .b64 b<{steps}>;\nsetp.eq.b32 pt, %{low}, %{low};\n"
-        );
-        // Writing to a String cannot fail.
-        for i in 0..sums {
-            let _ = writeln!(ptx, "mov.f32 %{i}, %{};", old + i);
-        }
-        for i in 0..steps {
-            let at = self.first + i;
-            let distance = (at / 4 * self.panel + at % 4 * 32) / 16;
-            let _ = writeln!(ptx, "add.u32 t, %{low}, {distance}; mov.b64 b{i}, {{t, %{high}}};");
-        }
-        ptx.push_str("wgmma.fence.sync.aligned;\n");
-        for i in 0..steps {
-            let _ = writeln!(
-                ptx,
-                "wgmma.mma_async.sync.aligned.m64n{tokens}k16.f32.{ty}.{ty} {{{}}}, {{{}}}, b{i}, pt, 1, 1, 0;",
-                list(0, sums),
-                list(weights + 4 * i, 4),
-            );
-        }
-        ptx.push_str("wgmma.commit_group.sync.aligned; }");
-        ptx
-    }
 
     /// The PTX that waits for the sums. Operands: the sums, twice.
     fn settle_ptx(self) -> String {
-        let mut ptx = String::from("wgmma.wait_group.sync.aligned 0;\n");
-        for i in 0..self.sums() {
-            let _ = writeln!(ptx, "mov.f32 %{i}, %{};", self.sums() + i);
-        }
-        ptx
+        String::from("wgmma.wait_group.sync.aligned 0;\n") + &self.moves_ptx(self.sums())
+    }
+
+    /// The PTX that gives the first registers, one a sum, what those from `from` on hold.
+    fn moves_ptx(self, from: usize) -> String {
+        (0..self.sums()).map(|i| format!("mov.f32 %{i}, %{};\n", from + i)).collect()
     }
 }
 
@@ -149,8 +127,7 @@ pub(super) fn accumulate<A: Size, D: Size, P: Size>(
     sums: Vector<f32, D>,
     #[comptime] chains: Chains,
 ) -> Vector<f32, P> {
-    // Eight rows of 128 bytes after another, 128-byte swizzle.
-    let high = 64u32 | (1u32 << 30u32);
+    let high = HIGH.runtime();
     let new: Vector<f32, P>;
     gpu_asm!(
         "// {d} {l} {h} {a} {c}",
@@ -186,8 +163,7 @@ pub(super) fn issue<A: Size, P: Size>(
     descriptor: u32,
     #[comptime] chains: Chains,
 ) -> Vector<f32, P> {
-    // Eight rows of 128 bytes after another, 128-byte swizzle.
-    let high = 64u32 | (1u32 << 30u32);
+    let high = HIGH.runtime();
     let products: Vector<f32, P>;
     gpu_asm!(
         "// {d} {l} {h} {a}",

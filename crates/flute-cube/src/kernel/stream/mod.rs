@@ -105,30 +105,15 @@ impl Shape {
     fn half_groups(self) -> usize {
         self.groups().div_ceil(2)
     }
-    /// Groups whose chains begin together.
-    fn joint(self) -> usize {
-        self.plan.joint(self.half_groups())
-    }
-    /// Rounds of chains of half a block; one where weights are scaled, since nothing is scaled then between groups.
-    fn rounds(self) -> usize {
-        if self.plan.scales_weights() { 1 } else { self.half_groups() / self.joint() }
-    }
-    /// Instructions of a round.
-    fn instructions(self) -> usize {
-        4 / self.rounds()
-    }
-    /// The first group of a round.
-    fn first_group(self, half: usize, round: usize) -> usize {
-        half * self.groups() / 2 + round * self.joint()
-    }
-    fn chains(self, half: usize, round: usize) -> Chains {
-        let groups = if self.plan.scales_weights() { 1 } else { self.joint() };
+    /// The chains of half a block: one a group, or a single one where weights are scaled.
+    fn chains(self, half: usize) -> Chains {
+        let groups = if self.plan.scales_weights() { 1 } else { self.half_groups() };
         Chains {
             groups,
-            steps: self.instructions() / groups,
+            steps: 4 / groups,
             tokens: self.plan.tokens as usize,
             panel: 128 * self.plan.tokens as usize,
-            first: 4 * half + self.instructions() * round,
+            first: 4 * half,
             bf16: self.bf16,
         }
     }
@@ -187,13 +172,9 @@ fn launch_in<F: Float + CubeElement>(
     let words = map(&operands.words, [tiles, k_blocks * part[1]], part, TensorMapSwizzle::None);
     let part = [plan.tiles as usize, 8 * shape.groups()];
     let scales = map(&operands.scales, [tiles, scales], part, TensorMapSwizzle::None);
-    let joint = shape.joint();
-    let sizes = [
-        4 * shape.instructions(),
-        shape.chains(0, 0).groups * plan.tokens as usize / 2,
-        2 * joint,
-        plan.tokens as usize / 2,
-    ];
+    // Registers of the weights, the products, the scales and the sums of half a block.
+    let sums = plan.tokens as usize / 2;
+    let sizes = [16, shape.chains(0).groups * sums, 2 * shape.half_groups(), sums];
     let bias = operands.bias.clone().unwrap_or_else(|| operands.pairs.clone());
     // SAFETY: the operands were measured against the problem, the kernel reads x, words and scales by maps of their
     // shapes, and writes y below (m, n).

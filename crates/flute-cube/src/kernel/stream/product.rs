@@ -14,8 +14,10 @@ use super::{
     weight::{address_of, decode, fill_table, load_codes, load_scales, no_codes},
 };
 use crate::{
-    kernel::fragment::copy_of,
-    kernel::ptx::{U4, after_barrier, sync_cluster, sync_some},
+    kernel::{
+        fragment::copy_of,
+        ptx::{U4, after_barrier, sync_cluster, sync_some},
+    },
     pack,
 };
 use cubecl::prelude::{barrier::Barrier, *};
@@ -191,24 +193,18 @@ fn multiply<F: Float, A: Size, P: Size, S: Size, D: Size>(
     // How many stages other warpgroups bring before it is this one's turn.
     let mut turn = tile / 4;
 
-    let parts = 2usize;
     let blocks = comptime!(plan.blocks as usize);
 
     let mut codes = no_codes(shape);
-    let mut even = Array::<Vector<u32, A>>::new(comptime!(shape.rounds()));
-    let mut odd = Array::<Vector<u32, A>>::new(comptime!(shape.rounds()));
-    #[unroll]
-    for round in 0..comptime!(shape.rounds()) {
-        even[round] = Vector::<u32, A>::new(0u32);
-        odd[round] = Vector::<u32, A>::new(0u32);
-    }
+    let mut even = Vector::<u32, A>::new(0u32);
+    let mut odd = Vector::<u32, A>::new(0u32);
     let mut at = Place::start();
     let mut item = CUBE_POS_X as usize;
     if item < source.items && source.first < source.end {
         wait_full(ring, &at);
         load_codes(&mut codes, ring.stages, own, lane, shape);
         if exist {
-            decode::<A>(&codes, &mut even, table, 0usize, shape);
+            even = decode::<A>(&codes, table, 0usize, shape);
         }
     }
     while item < source.items {
@@ -221,64 +217,56 @@ fn multiply<F: Float, A: Size, P: Size, S: Size, D: Size>(
             step += comptime!(plan.warpgroups_k as usize);
             let last = step >= source.end && item + CUBE_COUNT_X as usize >= source.items;
             #[unroll]
-            for part in 0..comptime!(blocks * parts) {
-                let (block, part) = comptime!((part / parts, part % parts));
+            for part in 0..comptime!(2 * blocks) {
+                let (block, half) = comptime!((part / 2, part % 2));
                 let base = stage + comptime!((block * shape.block_bytes()) as u32);
                 // Start address in units of 16 bytes; the distance along k within a swizzled row means nothing.
                 let descriptor = ((base & 0x3_ffffu32) >> 4u32) | (1u32 << 16u32);
-                #[unroll]
-                for round in 0..comptime!(shape.rounds()) {
-                    let chains = comptime!(shape.chains(part, round));
-                    let weights = if comptime!(part == 0) { even[round] } else { odd[round] };
-                    let mut factors = Vector::<f32, S>::new(0.0f32);
-                    if comptime!(!plan.scales_weights()) {
-                        let first = comptime!(shape.first_group(part, round));
-                        factors = load_scales::<F, S>(base, own, lane, first, shape);
-                    }
-                    let products = if comptime!(plan.scales_weights()) {
-                        accumulate::<A, D, P>(weights, descriptor, sums, chains)
-                    } else {
-                        issue::<A, P>(weights, descriptor, chains)
-                    };
-                    // What follows is done while the matrix unit works.
-                    if comptime!(round == 0 && part == 0) {
-                        if comptime!(block == 0 && !plan.brings_beside()) {
-                            if more(ahead, source) {
-                                if asks && turn == 0 {
-                                    bring(x, words, scales, shared, full, ring, ahead, shape);
-                                }
-                                go_on(ahead, source, shape);
-                            }
-                            turn = if turn == 0 {
-                                comptime!(plan.warpgroups as usize - 1).runtime()
-                            } else {
-                                turn - 1
-                            };
-                        }
-                        if exist {
-                            decode::<A>(&codes, &mut odd, table, 1usize, shape);
-                        }
-                        if comptime!(block + 1 < blocks) {
-                            let next = base + comptime!(shape.block_bytes() as u32);
-                            load_codes(&mut codes, next, own, lane, shape);
-                        } else if !last {
-                            wait_full(ring, &at);
-                            let next =
-                                ring.stages + at.slot * comptime!(shape.stage_bytes() as u32);
-                            load_codes(&mut codes, next, own, lane, shape);
-                        }
-                    }
-                    if comptime!(round == 0 && part == 1) {
-                        if exist {
-                            decode::<A>(&codes, &mut even, table, 0usize, shape);
-                        }
-                    }
-                    sums = if comptime!(plan.scales_weights()) {
-                        settle::<P, D>(products, chains)
-                    } else {
-                        finish::<P, S, D>(products, factors, sums, chains)
-                    };
+                let chains = comptime!(shape.chains(half));
+                let weights = if comptime!(half == 0) { even } else { odd };
+                let mut factors = Vector::<f32, S>::new(0.0f32);
+                if comptime!(!plan.scales_weights()) {
+                    factors = load_scales::<F, S>(base, own, lane, half, shape);
                 }
+                let products = if comptime!(plan.scales_weights()) {
+                    accumulate::<A, D, P>(weights, descriptor, sums, chains)
+                } else {
+                    issue::<A, P>(weights, descriptor, chains)
+                };
+                // What follows is done while the matrix unit works.
+                if comptime!(half == 0) {
+                    if comptime!(block == 0 && !plan.brings_beside()) {
+                        if more(ahead, source) {
+                            if asks && turn == 0 {
+                                bring(x, words, scales, shared, full, ring, ahead, shape);
+                            }
+                            go_on(ahead, source, shape);
+                        }
+                        turn = if turn == 0 {
+                            comptime!(plan.warpgroups as usize - 1).runtime()
+                        } else {
+                            turn - 1
+                        };
+                    }
+                    if exist {
+                        odd = decode::<A>(&codes, table, 1usize, shape);
+                    }
+                    if comptime!(block + 1 < blocks) {
+                        let next = base + comptime!(shape.block_bytes() as u32);
+                        load_codes(&mut codes, next, own, lane, shape);
+                    } else if !last {
+                        wait_full(ring, &at);
+                        let next = ring.stages + at.slot * comptime!(shape.stage_bytes() as u32);
+                        load_codes(&mut codes, next, own, lane, shape);
+                    }
+                } else if exist {
+                    even = decode::<A>(&codes, table, 0usize, shape);
+                }
+                sums = if comptime!(plan.scales_weights()) {
+                    settle::<P, D>(products, chains)
+                } else {
+                    finish::<P, S, D>(products, factors, sums, chains)
+                };
             }
             release(used);
         }

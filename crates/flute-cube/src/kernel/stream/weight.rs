@@ -75,20 +75,21 @@ fn load_words(words: &mut Array<u32>, tile: u32, lane: u32, #[comptime] shape: S
     }
 }
 
-/// The scales of rows g and g + 8 in the groups from `first` on whose chains begin together.
+/// The scales of rows g and g + 8 in the groups of half a block.
 #[cube]
 pub(super) fn load_scales<F: Float, S: Size>(
     block: u32,
     own: u32,
     lane: u32,
-    #[comptime] first: usize,
+    #[comptime] half: usize,
     #[comptime] shape: Shape,
 ) -> Vector<f32, S> {
     let mut scales = Vector::<f32, S>::new(0.0f32);
     let tile = scale_tile(block, own, lane, shape);
     #[unroll]
-    for group in 0..comptime!(shape.joint()) {
-        let word = load_shared(tile, comptime!((first + group) as u32 * 32));
+    for group in 0..comptime!(shape.half_groups()) {
+        let at = comptime!(half * shape.groups() / 2 + group);
+        let word = load_shared(tile, comptime!(at as u32 * 32));
         let pair = Vector::<F, Const<2>>::reinterpret(word);
         scales.insert(comptime!(2 * group), f32::cast_from(pair.extract(0usize)));
         scales.insert(comptime!(2 * group + 1), f32::cast_from(pair.extract(1usize)));
@@ -96,45 +97,34 @@ pub(super) fn load_scales<F: Float, S: Size>(
     scales
 }
 
-/// The A operands of a part of a block, one for each round of chains: four registers an instruction ([`crate::pack`]
-/// has the layout).
+/// The A operand of half a block: four registers an instruction ([`crate::pack`] has the layout).
 #[cube]
 pub(super) fn decode<A: Size>(
     codes: &Codes,
-    into: &mut Array<Vector<u32, A>>,
     table: u32,
-    #[comptime] part: usize,
+    #[comptime] half: usize,
     #[comptime] shape: Shape,
-) {
-    let words = &codes.words;
+) -> Vector<u32, A> {
+    let mut a = Vector::<u32, A>::new(0u32);
     #[unroll]
-    for round in 0..comptime!(shape.rounds()) {
-        let mut a = Vector::<u32, A>::new(0u32);
+    for step in 0..4usize {
+        let f = comptime!(4 * half + step);
+        let pairs = fragment(&codes.words, table, 0usize, f, comptime!(shape.bits));
         #[unroll]
-        for step in 0..comptime!(shape.instructions()) {
-            let f = comptime!(shape.chains(part, round).first + step);
-            let pairs = fragment(words, table, 0usize, f, comptime!(shape.bits));
-            #[unroll]
-            for slot in 0..4usize {
-                a.insert(comptime!(4 * step + slot), pairs[slot]);
-            }
+        for slot in 0..4usize {
+            a.insert(comptime!(4 * step + slot), pairs[slot]);
         }
-        if comptime!(shape.plan.scales_weights()) {
-            #[unroll]
-            for step in 0..comptime!(shape.instructions()) {
-                let f = comptime!(shape.chains(part, round).first + step);
-                let scales = codes.scales[comptime!(f * shape.groups() / 8)];
-                #[unroll]
-                for slot in 0..4usize {
-                    let pair = a.extract(comptime!(4 * step + slot));
-                    let scaled =
-                        scale_pair(pair, scales, comptime!(slot as u32 % 2), comptime!(shape.ty()));
-                    a.insert(comptime!(4 * step + slot), scaled);
-                }
-            }
-        }
-        into[round] = a;
     }
+    if comptime!(shape.plan.scales_weights()) {
+        #[unroll]
+        for i in 0..16usize {
+            let f = comptime!(4 * half + i / 4);
+            let scales = codes.scales[comptime!(f * shape.groups() / 8)];
+            let (which, ty) = comptime!((i as u32 % 2, shape.ty()));
+            a.insert(i, scale_pair(a.extract(i), scales, which, ty));
+        }
+    }
+    a
 }
 
 /// The pair table at vector `first` of shared memory, a copy for every lane (two bits: a table of quads, a copy for
