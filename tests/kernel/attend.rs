@@ -171,19 +171,15 @@ pub(crate) fn shape(dtype: Dtype) -> Attend {
     }
 }
 
+/// Heads of queries and of keys, and their features.
+pub(crate) const HEADS: [(usize, usize, usize); 7] =
+    [(4, 2, 32), (8, 1, 128), (3, 3, 64), (16, 1, 16), (2, 1, 80), (2, 2, 256), (5, 1, 4)];
+
 #[test]
 fn attention_is_that_of_f64_for_every_kind_of_head_and_wherever_sequences_stand() {
     for runtime in runtimes() {
         for &dtype in &runtime.limits.dtypes {
-            for (query_heads, key_heads, dim) in [
-                (4, 2, 32),
-                (8, 1, 128),
-                (3, 3, 64),
-                (16, 1, 16),
-                (2, 1, 80),
-                (2, 2, 256),
-                (5, 1, 4),
-            ] {
+            for (query_heads, key_heads, dim) in HEADS {
                 let problem = Attend { query_heads, key_heads, dim, ..shape(dtype) };
                 // The first token, the edges of a chunk, and the last place of the cache.
                 check(runtime, &problem, &[0, 63, 64]);

@@ -1,6 +1,6 @@
 //! The next token in one go, against its rotation and its attention one after the other.
 
-use crate::attend::shape;
+use crate::attend::{HEADS, shape};
 use crate::blocks::Blocks;
 use crate::device::{Guarded, Runtime, runtimes};
 use flute_cube::{
@@ -112,15 +112,7 @@ fn check(runtime: &Runtime, problem: &Attend, start: &[i32]) {
 fn the_next_token_leaves_the_bits_that_its_rotation_and_its_attention_leave_one_by_one() {
     for runtime in runtimes() {
         for &dtype in &runtime.limits.dtypes {
-            for (query_heads, key_heads, dim) in [
-                (4, 2, 32),
-                (8, 1, 128),
-                (3, 3, 64),
-                (16, 1, 16),
-                (2, 1, 80),
-                (2, 2, 256),
-                (5, 1, 4),
-            ] {
+            for (query_heads, key_heads, dim) in HEADS {
                 let problem = Attend { query_heads, key_heads, dim, ..shape(dtype) };
                 // The first token, the edges of a chunk, and the last place of the cache.
                 check(runtime, &problem, &[0, 63, 64]);

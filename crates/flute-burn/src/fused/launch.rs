@@ -8,7 +8,8 @@ use crate::{checkpoint::Activation, device::kernel_dtype};
 use burn::tensor::{DType, Shape};
 use burn_cubecl::{CubeBackend, kernel::into_contiguous, tensor::CubeTensor};
 use flute_cube::{
-    AttendBuffers, CACHE_BLOCK, Gate, NextBuffers, NormBuffers, Residual, Rotate, RotateBuffers,
+    AttendBuffers, CACHE_BLOCK, Dtype, Gate, NextBuffers, NormBuffers, Residual, Rotate,
+    RotateBuffers,
 };
 
 impl FusedOps for CubeBackend {
@@ -96,23 +97,7 @@ impl FusedOps for CubeBackend {
         let [query, keys, values] = [query, keys, values].map(into_contiguous);
         let [start, table] = [start, table].map(into_contiguous);
         let y = empty(&query, attended(query.meta.shape()), query.dtype);
-        let [batch, query_heads, tokens, dim] = query.meta.shape().dims();
-        let [blocks, key_heads, _, _] = keys.meta.shape().dims();
-        let capacity = last(&table) * CACHE_BLOCK;
-        let Attend { scale, cap, window } = form;
-        let problem = flute_cube::Attend {
-            batch,
-            tokens,
-            query_heads,
-            key_heads,
-            dim,
-            capacity,
-            blocks,
-            scale,
-            cap,
-            window,
-            dtype,
-        };
+        let problem = asked(query.meta.shape(), [&keys, &table], form, dtype);
         let buffers = AttendBuffers {
             query: query.handle.clone(),
             keys: keys.handle.clone(),
@@ -145,23 +130,7 @@ impl FusedOps for CubeBackend {
         let [keys, values] = [keys, values].map(own);
         let query = query_shape(qkv.meta.shape(), keys.meta.shape());
         let y = empty(&qkv, attended(&query), qkv.dtype);
-        let [batch, query_heads, tokens, dim] = query.dims();
-        let [blocks, key_heads, _, _] = keys.meta.shape().dims();
-        let capacity = last(&table) * CACHE_BLOCK;
-        let Attend { scale, cap, window } = form;
-        let problem = flute_cube::Attend {
-            batch,
-            tokens,
-            query_heads,
-            key_heads,
-            dim,
-            capacity,
-            blocks,
-            scale,
-            cap,
-            window,
-            dtype,
-        };
+        let problem = asked(&query, [&keys, &table], form, dtype);
         let buffers = NextBuffers {
             qkv: qkv.handle.clone(),
             cos: cos.handle.clone(),
@@ -181,6 +150,31 @@ impl FusedOps for CubeBackend {
                 next::apart::<Self>(qkv, [cos, sin], slot, form)
             }
         }
+    }
+}
+
+/// Attention of queries of shape `query` over a cache.
+fn asked(
+    query: &Shape,
+    [keys, table]: [&CubeTensor; 2],
+    Attend { scale, cap, window }: Attend,
+    dtype: Dtype,
+) -> flute_cube::Attend {
+    let [batch, query_heads, tokens, dim] = query.dims();
+    let [blocks, key_heads, _, _] = keys.meta.shape().dims();
+    let capacity = last(table) * CACHE_BLOCK;
+    flute_cube::Attend {
+        batch,
+        tokens,
+        query_heads,
+        key_heads,
+        dim,
+        capacity,
+        blocks,
+        scale,
+        cap,
+        window,
+        dtype,
     }
 }
 

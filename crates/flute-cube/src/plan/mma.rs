@@ -1,6 +1,7 @@
 //! The shape of the tensor-core kernel.
 
-use crate::{Bits, Dtype, Error, Group, Limits, Problem, Result, pack};
+use super::table_bytes;
+use crate::{Dtype, Error, Group, Limits, Problem, Result, pack};
 use core::fmt;
 use serde::{Deserialize, Serialize};
 
@@ -119,7 +120,7 @@ impl MmaPlan {
     /// Bytes of shared memory: the table, once for every lane (two bits look up four weights at a time); the staged
     /// x, whose rows are 16 bytes longer than their content so that eight of them fill the 32 banks; the sums.
     pub fn shared_bytes(&self, problem: &Problem) -> usize {
-        let table = 128 << if problem.format.bits == Bits::Three { 6 } else { 8 };
+        let table = table_bytes(problem.format.bits.get());
         let x = self.tokens as usize * (self.k_stage as usize * 2 + 16);
         table + x + 16 * self.sums() + self.ring as usize * self.stage_bytes(problem)
     }

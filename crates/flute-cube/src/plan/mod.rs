@@ -85,6 +85,12 @@ impl Plan {
     }
 }
 
+/// Bytes of the pair table in shared memory of a tensor-core kernel: once for every lane, 128 bytes an index; two bits
+/// look up four weights at a time.
+pub(crate) fn table_bytes(bits: u8) -> usize {
+    128 << if bits == 3 { 6 } else { 8 }
+}
+
 impl Plan {
     /// Whether each decoded weight is rounded to the activation type before it is multiplied: results are then twice as
     /// far from exact ones as those of other plans, and a product with an identity is still exact.

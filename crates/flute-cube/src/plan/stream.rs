@@ -1,5 +1,6 @@
 //! The shape of the streaming kernel.
 
+use super::table_bytes;
 use crate::{Dtype, Error, Group, Limits, Problem, Result, pack};
 use core::fmt;
 use serde::{Deserialize, Serialize};
@@ -37,10 +38,6 @@ pub(crate) struct Sizes {
 }
 
 impl Sizes {
-    /// Of the pair table, once for every lane; two bits look up four weights at a time.
-    pub(crate) fn table(self) -> usize {
-        128 << if self.bits == 3 { 6 } else { 8 }
-    }
     /// Of x: a block of every token.
     pub(crate) fn tokens(self) -> usize {
         2 * pack::BLOCK_K * self.plan.tokens as usize
@@ -122,7 +119,7 @@ impl StreamPlan {
         let rings = (self.warpgroups_k * self.stages * self.blocks) as usize * sizes.block();
         let sums = self.sums_bytes();
         let both = if self.ends(problem, processors) { rings.max(sums) } else { rings + sums };
-        both + sizes.table() + SLACK
+        both + table_bytes(sizes.bits) + SLACK
     }
 
     fn sizes(&self, problem: &Problem) -> Sizes {

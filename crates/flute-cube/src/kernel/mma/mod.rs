@@ -23,7 +23,9 @@ mod tokens;
 mod weight;
 
 use super::ptx;
-use crate::{Dtype, Format, Group, MmaPlan, Operands, PackedWeight, Problem, launch, pack};
+use crate::{
+    Dtype, Format, Group, MmaPlan, Operands, PackedWeight, Problem, launch, pack, plan::table_bytes,
+};
 use cubecl::{prelude::*, server::Handle};
 use half::{bf16, f16};
 use product::{lut_gemm, lut_gemm_cluster};
@@ -46,9 +48,9 @@ impl Shape {
     pub(super) fn ty(self) -> &'static str {
         if self.bf16 { "bf16" } else { "f16" }
     }
-    /// Vectors of 16 bytes of the table: 128 bytes an index. Two bits look up four weights at a time.
+    /// Vectors of 16 bytes of the table.
     pub(super) fn table(self) -> usize {
-        8 << if self.bits == 3 { 6 } else { 8 }
+        table_bytes(self.bits) / 16
     }
     pub(super) fn words(self) -> usize {
         2 * self.bits as usize

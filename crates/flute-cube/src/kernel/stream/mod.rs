@@ -22,7 +22,8 @@ mod weight;
 
 use super::padded::vectors_of_x;
 use crate::{
-    Dtype, Format, Group, Operands, PackedWeight, Problem, StreamPlan, launch, pack, plan::stream,
+    Dtype, Format, Group, Operands, PackedWeight, Problem, StreamPlan, launch, pack,
+    plan::{stream, table_bytes},
 };
 use chain::Chains;
 use cubecl::{prelude::*, server::Handle};
@@ -52,7 +53,7 @@ impl Shape {
         stream::Sizes { plan: self.plan, bits: self.bits, groups: self.groups() }
     }
     fn table_bytes(self) -> usize {
-        self.sizes().table()
+        table_bytes(self.bits)
     }
     /// Of a block in a stage: tokens, words, scales.
     fn block_bytes(self) -> usize {
