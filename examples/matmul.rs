@@ -33,7 +33,7 @@ fn main() -> anyhow::Result<()> {
 
     let x: Vec<f32> = (0..m * k).map(|i| dtype.round((i as f32 * 0.414).cos())).collect();
     let operands = Operands::upload(&client, &PackedWeight::pack(&weight), &x, None, dtype);
-    let problem = Problem { m, n, k, format, dtype, bias: false };
+    let problem = Problem { m, n, k, format, dtype, bias: false, gate: None };
     println!("{} on {} with {}", format, limits.name, Plan::select(&problem, &limits)?);
     qgemm(&client, &problem, operands.clone())?;
     let y = dtype.decode(&client.read_one(operands.y).map_err(|e| anyhow::anyhow!("{e}"))?);

@@ -1,5 +1,8 @@
 //! The two orders of codes and the tables they name, each against a definition written anew.
 
+#[path = "pack/stack.rs"]
+mod stack;
+
 use flute_cube::{
     Bits, Error, Format, Group, PackedWeight, Quantized, QuantizedParts, Table, pack,
 };
@@ -327,73 +330,4 @@ fn canonical_rows_are_refused_as_their_codes_are() {
         error(refused(&[], &[], &table, 0)),
         Error::OutOfRange { what: "n", found: 0, .. }
     ));
-}
-
-fn add(packing: &mut pack::Packing, part: &Quantized) -> Result<(), Error> {
-    let codes = pack::to_canonical(part.codes(), part.k(), part.format().bits.get());
-    let row_bytes = packing.row_bytes();
-    packing.add(part.n(), part.scales(), |row, bytes| {
-        bytes.copy_from_slice(&codes[row * row_bytes..][..bytes.len()]);
-        Ok(())
-    })
-}
-
-#[test]
-fn weights_one_below_the_other_pack_to_the_packed_ones_in_a_row() {
-    let mut rng = StdRng::seed_from_u64(SEED ^ 2);
-    let weight = |rng: &mut StdRng, n: usize, format: Format| {
-        let codes = (0..n * 200).map(|_| rng.random_range(0..format.bits.codes()) as u8).collect();
-        let scales = (0..n * format.group.count(200)).map(|_| rng.random_range(0.5..1.5)).collect();
-        let table = Table::nf(format.bits);
-        Quantized::new(QuantizedParts { n, k: 200, format, codes, scales, table }).expect("valid")
-    };
-    for bits in Bits::ALL {
-        let format = Format { bits, group: Group::Size(64) };
-        let parts = [32, 16, 21].map(|n| weight(&mut rng, n, format));
-        let all = QuantizedParts {
-            n: 69,
-            k: 200,
-            format,
-            codes: parts.iter().flat_map(|part| part.codes()).copied().collect(),
-            scales: parts.iter().flat_map(|part| part.scales()).copied().collect(),
-            table: Table::nf(bits),
-        };
-        let expected = PackedWeight::pack(&Quantized::new(all).expect("valid"));
-        let packed = parts.each_ref().map(PackedWeight::pack).to_vec();
-        assert!(PackedWeight::stack(packed.clone()).as_ref() == Ok(&expected), "{bits} bits");
-        let mut packing = pack::Packing::new(69, 200, format, &Table::nf(bits)).expect("valid");
-        parts.iter().for_each(|part| add(&mut packing, part).expect("it fits"));
-        assert!(packing.finish() == Ok(expected), "{bits} bits, part by part");
-
-        let packing = || pack::Packing::new(38, 200, format, &Table::nf(bits)).expect("valid");
-        let wrong = |lengths: (usize, usize)| {
-            move |error: Error| match error {
-                Error::WrongLength { found, expected, .. } => (found, expected) == lengths,
-                _ => false,
-            }
-        };
-        assert!(packing().finish().is_err_and(wrong((0, 38))), "no row has arrived");
-        let mut begun = packing();
-        assert_eq!(add(&mut begun, &parts[2]), Ok(()));
-        assert!(
-            add(&mut begun, &parts[1]).is_err_and(wrong((21, 32))),
-            "21 rows end within a block"
-        );
-        assert!(add(&mut begun, &parts[0]).is_err_and(wrong((32, 17))), "more than are missing");
-        let broken =
-            packing().add(16, parts[1].scales(), |row, _| Err(Error::DirtyPadding { row }));
-        assert_eq!(broken, Err(Error::DirtyPadding { row: 0 }), "what reading says is handed on");
-
-        let apart =
-            |weights: Vec<PackedWeight>| PackedWeight::stack(weights.clone()) == Err(weights);
-        let mut reversed = packed.clone();
-        reversed.reverse();
-        assert!(apart(reversed), "21 rows end within a block");
-        let mut other = packed.clone();
-        other[1].pairs[3][0] += 0.5;
-        assert!(apart(other), "another table");
-        let mut other = packed;
-        other[1] = PackedWeight::pack(&weight(&mut rng, 16, Format { bits, group: Group::Whole }));
-        assert!(apart(other) && apart(vec![]), "another group");
-    }
 }

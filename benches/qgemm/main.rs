@@ -71,7 +71,7 @@ fn measure(target: &Target, options: &Options, report: &mut Report) {
             let dense = weights.time(m, options.pause);
             for format in &options.formats {
                 let dtype = options.dtype;
-                let problem = Problem { m, n, k, format: *format, dtype, bias: false };
+                let problem = Problem { m, n, k, format: *format, dtype, bias: false, gate: None };
                 let case = Case { target, options, problem, dense };
                 let added = caught(|| case.measure(report))
                     .and_then(|measured| report.add(target, measured));

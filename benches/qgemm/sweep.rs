@@ -102,7 +102,7 @@ fn shape(
 ) -> Result<Vec<Point>> {
     let (client, limits) = target.gpu.as_ref().context("a sweep needs a GPU")?;
     let dtype = options.dtype;
-    let problem = |m| Problem { m, n, k, format, dtype, bias: false };
+    let problem = |m| Problem { m, n, k, format, dtype, bias: false, gate: None };
     let weights = dense.weights(n, k);
     let dense_seconds: Vec<Option<f64>> =
         rows().into_iter().map(|m| weights.time(m, options.pause).cublas).collect();

@@ -1,6 +1,7 @@
 //! What a decoding model does between its products, on every device that is here, against the host.
 
 mod blocks;
+mod gated;
 mod next;
 
 use anyhow::{Result, ensure};

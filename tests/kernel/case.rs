@@ -63,7 +63,7 @@ pub(crate) struct Case {
 impl Case {
     pub(crate) fn problem(&self) -> Problem {
         let Weight { format, n, k, .. } = self.weight;
-        Problem { m: self.m, n, k, format, dtype: self.dtype, bias: self.bias }
+        Problem { m: self.m, n, k, format, dtype: self.dtype, bias: self.bias, gate: None }
     }
 
     /// Multiplications.

@@ -23,7 +23,8 @@ fn a_weight_decoded_on_the_device_is_its_table_times_its_scales_rounded_once() {
                         let stored =
                             reference::rounded(&weight.quantized(), dtype).expect("finite");
                         let packed = PackedWeight::pack(&stored);
-                        let problem = Problem { m: 1, n, k, format, dtype, bias: false };
+                        let problem =
+                            Problem { m: 1, n, k, format, dtype, bias: false, gate: None };
                         let x = vec![0.0; k];
                         let operands = Operands::upload(&runtime.client, &packed, &x, None, dtype);
                         let dense = Guarded::poisoned(&runtime.client, n * k * dtype.size());
@@ -52,7 +53,7 @@ fn a_buffer_too_short_for_the_decoded_weight_is_refused_with_both_numbers() {
         let format = Format::new(4, 64).expect("a format");
         let weight = Weight { format, table: TABLES[0], n: 16, k: 64, exact: false };
         let dtype = runtime.limits.dtypes[0];
-        let problem = Problem { m: 1, n: 16, k: 64, format, dtype, bias: false };
+        let problem = Problem { m: 1, n: 16, k: 64, format, dtype, bias: false, gate: None };
         let packed = PackedWeight::pack(&weight.quantized());
         let operands = Operands::upload(&runtime.client, &packed, &[0.0; 64], None, dtype);
         let short = runtime.client.empty(8);

@@ -14,7 +14,7 @@ use flute_cube::{
 const FORMAT: Format = Format { bits: Bits::Four, group: Group::Size(64) };
 
 fn problem(m: usize, n: usize, k: usize, dtype: Dtype) -> Problem {
-    Problem { m, n, k, format: FORMAT, dtype, bias: false }
+    Problem { m, n, k, format: FORMAT, dtype, bias: false, gate: None }
 }
 
 #[test]

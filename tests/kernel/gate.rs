@@ -4,7 +4,7 @@ use crate::device::{Guarded, Runtime, runtimes};
 use flute_cube::{Activation, Dtype, Error, Gate, gate};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
-fn exact(activation: Activation, x: f64) -> f64 {
+pub(crate) fn exact(activation: Activation, x: f64) -> f64 {
     match activation {
         Activation::Silu => x / (1.0 + (-x).exp()),
         Activation::GeluTanh => {

@@ -20,6 +20,7 @@ mod decode;
 mod dense;
 mod device;
 mod gate;
+mod gated;
 mod gemv;
 mod hadamard;
 mod matrix;

@@ -162,7 +162,7 @@ impl Target {
 }
 
 /// Half an ulp of one.
-fn unit(dtype: Dtype) -> f64 {
+pub(crate) fn unit(dtype: Dtype) -> f64 {
     match dtype {
         Dtype::F32 => f64::from(f32::EPSILON) / 2.0,
         Dtype::F16 => 2f64.powi(-11),
@@ -171,7 +171,7 @@ fn unit(dtype: Dtype) -> f64 {
 }
 
 /// What may be lost at zero: shaders may flush what is smaller than the least normal number.
-fn least(dtype: Dtype) -> f64 {
+pub(crate) fn least(dtype: Dtype) -> f64 {
     match dtype {
         Dtype::F16 => 2f64.powi(-14),
         Dtype::F32 | Dtype::BF16 => f64::from(f32::MIN_POSITIVE),

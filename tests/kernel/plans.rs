@@ -39,6 +39,7 @@ fn problems(limits: &Limits) -> Vec<Problem> {
                         format,
                         dtype,
                         bias: m % 2 == 0,
+                        gate: None,
                     }));
                 }
             }
@@ -71,7 +72,8 @@ fn the_selected_plan_is_among_the_candidates_and_each_of_them_is_valid() {
 
 fn streaming() -> (Problem, Limits, StreamPlan) {
     let format = Format::new(4, 128).expect("served");
-    let problem = Problem { m: 16, n: 28672, k: 4096, format, dtype: Dtype::F16, bias: false };
+    let problem =
+        Problem { m: 16, n: 28672, k: 4096, format, dtype: Dtype::F16, bias: false, gate: None };
     let plan = StreamPlan {
         warpgroups: 4,
         warpgroups_k: 1,

@@ -16,7 +16,7 @@ fn parts() -> QuantizedParts {
 
 fn problem() -> Problem {
     let format = Format::new(4, 32).expect("served");
-    Problem { m: 2, n: 3, k: 40, format, dtype: Dtype::F32, bias: false }
+    Problem { m: 2, n: 3, k: 40, format, dtype: Dtype::F32, bias: false, gate: None }
 }
 
 fn operands(client: &Client, x: &[f32], bias: Option<&[f32]>) -> Operands {

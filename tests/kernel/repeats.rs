@@ -12,7 +12,7 @@ fn problems(runtime: &Runtime) -> Vec<Problem> {
     let dtype = if runtime.limits.mma { Dtype::F16 } else { Dtype::F32 };
     let problem = |(bits, m)| {
         let format = Format { bits, group: Group::Size(64) };
-        Problem { m, n: 80, k: 1536, format, dtype, bias: true }
+        Problem { m, n: 80, k: 1536, format, dtype, bias: true, gate: None }
     };
     [(Bits::Four, 1), (Bits::Three, 5), (Bits::Two, 16), (Bits::Four, 33)].map(problem).to_vec()
 }

@@ -33,7 +33,8 @@ fn a_row_looked_up_is_that_of_the_decoded_weight() {
                         let ids = [0, n - 1, 3, 3, n / 2, n + 7];
                         let numbers: Vec<i32> = ids.iter().map(|id| *id as i32).collect();
                         let numbers = client.create_from_slice(bytemuck::cast_slice(&numbers));
-                        let problem = Problem { m: ids.len(), n, k, format, dtype, bias: false };
+                        let problem =
+                            Problem { m: ids.len(), n, k, format, dtype, bias: false, gate: None };
                         let uploaded = Operands::upload(client, &packed, &[], None, dtype);
                         let found = Guarded::poisoned(client, ids.len() * k * dtype.size());
                         rows(client, &problem, &operands(uploaded, numbers), &found.inner())
@@ -64,7 +65,7 @@ fn a_lookup_with_short_buffers_is_refused_with_both_numbers() {
         let format = Format::new(4, 64).expect("a format");
         let weight = Weight { format, table: TABLES[0], n: 16, k: 64, exact: false };
         let dtype = runtime.limits.dtypes[0];
-        let problem = Problem { m: 3, n: 16, k: 64, format, dtype, bias: false };
+        let problem = Problem { m: 3, n: 16, k: 64, format, dtype, bias: false, gate: None };
         let packed = PackedWeight::pack(&weight.quantized());
         let uploaded = || Operands::upload(client, &packed, &[], None, dtype);
         let (ids, y) = (client.empty(12), client.empty(3 * 64 * dtype.size()));

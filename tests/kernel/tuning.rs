@@ -23,7 +23,7 @@ fn a_measured_plan_is_used_from_then_on_and_forgotten_when_asked() {
         environment::set_root(ours.path());
         let dtype = if limits.mma { Dtype::F16 } else { Dtype::F32 };
         let format = Format { bits: Bits::Three, group: Group::Size(32) };
-        let problem = Problem { m: 3, n: 48, k: 320, format, dtype, bias: false };
+        let problem = Problem { m: 3, n: 48, k: 320, format, dtype, bias: false, gate: None };
         let selected = Plan::select(&problem, limits).expect("a plan");
         assert_eq!(tune::tuned(client, &problem), None);
         assert_eq!(tune::plan(client, &problem), Ok(selected));
@@ -89,7 +89,8 @@ fn a_measured_plan_is_used_from_then_on_and_forgotten_when_asked() {
 fn a_problem_that_no_kernel_serves_is_refused_before_it_is_measured() {
     for Runtime { client, limits, .. } in runtimes() {
         let format = Format { bits: Bits::Four, group: Group::Size(32) };
-        let problem = Problem { m: 1, n: 0, k: 64, format, dtype: limits.dtypes[0], bias: false };
+        let problem =
+            Problem { m: 1, n: 0, k: 64, format, dtype: limits.dtypes[0], bias: false, gate: None };
         let refused = tune::tune(client, &problem, |plan, _| panic!("{plan} was measured"));
         assert!(matches!(refused, Err(Error::OutOfRange { what: "n", found: 0, .. })));
     }

@@ -80,7 +80,7 @@ mod launch {
             bias: None,
         };
         let decoded = crate::device::kernel_dtype(dtype).and_then(|dtype| {
-            let problem = Problem { m: 0, n, k, format, dtype, bias: false };
+            let problem = Problem { m: 0, n, k, format, dtype, bias: false, gate: None };
             Ok(flute_cube::decode(&client, &problem, operands, &dense)?)
         });
         if let Err(error) = decoded {

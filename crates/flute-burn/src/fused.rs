@@ -18,6 +18,7 @@ mod next;
 mod ordinary;
 
 pub use next::{Next, NextPrimitive, attend_next};
+pub(crate) use ordinary::gate_by_turns;
 
 use crate::checkpoint::Activation;
 use burn::backend::{

@@ -11,6 +11,7 @@ mod rounded;
 
 pub use rotation::Rotation;
 
+use crate::checkpoint::Activation;
 use crate::dense;
 use crate::device;
 use crate::error::{Error, Result};
@@ -161,7 +162,16 @@ impl FluteLinear {
     /// If the last axis of `x` is not the layer's input features, if `x` lives on another device, or if the device
     /// fails.
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        self.multiply(x, self.tensors())
+        op::qgemm(self.rotated(x), self.tensors())
+    }
+
+    /// The gate of [`FluteLinear::forward`], for a weight whose rows are those of gate and up by turns: `[.., n/2]`
+    /// ([`op::qgemm_gated`]).
+    ///
+    /// # Panics
+    /// As [`FluteLinear::forward`], and if n is no multiple of 16.
+    pub fn gated<const D: usize>(&self, x: Tensor<D>, activation: Activation) -> Tensor<D> {
+        op::qgemm_gated(self.rotated(x), self.tensors(), activation)
     }
 
     /// [`FluteLinear::forward`] with a bias that is kept elsewhere, instead of the layer's own.
@@ -175,15 +185,7 @@ impl FluteLinear {
     ) -> Tensor<D> {
         let tensors = self.tensors();
         let bias = bias.map(|bias| bias.cast(tensors.scales.dtype()));
-        self.multiply(x, FluteTensors { bias, ..tensors })
-    }
-
-    fn multiply<const D: usize>(&self, x: Tensor<D>, tensors: FluteTensors) -> Tensor<D> {
-        let x = match self.rotation {
-            Some(rotation) => rotation.apply(x, self.signs.as_ref().map(Param::val)),
-            None => x,
-        };
-        op::qgemm(x, tensors)
+        op::qgemm(self.rotated(x), FluteTensors { bias, ..tensors })
     }
 
     /// The buffers that [`op::qgemm`] takes; cheap, since tensors share their data.
@@ -363,7 +365,7 @@ fn check(shape: WeightShape, dtype: DType, device: &Device) -> Result<()> {
     let Some(client) = device::client(device) else { return Ok(()) };
     let limits = Limits::of(&client);
     for m in [1, 16, 512] {
-        Plan::select(&Problem { m, n, k, format, dtype, bias: true }, &limits)?;
+        Plan::select(&Problem { m, n, k, format, dtype, bias: true, gate: None }, &limits)?;
     }
     Ok(())
 }

@@ -10,18 +10,24 @@
 //!
 //! On a device with autodiff it has a gradient for x, scales, table and bias (`backward`); codes are constants.
 //!
+//! A second operation is the gate of such a product; its default body, and that of autodiff, is the product and ordinary
+//! operations behind it.
+//!
 //! An operation of Burn returns a tensor, never a `Result`, so nothing may be left to refuse here: the constructors of
 //! [`FluteLinear`](crate::linear::FluteLinear) check shape, type and device. What still fails at the launch (a lost
 //! device, a kernel that the driver does not compile) panics with the whole error, as Burn's own operations do.
 
 mod backward;
+#[cfg(feature = "cube")]
+mod launch;
 
+use crate::{checkpoint::Activation, fused};
 use burn::backend::{
     Backend, Dispatch, DispatchTensor, ExtensionType, Flex, backend_extension,
     tensor::{FloatTensor, IntTensor},
 };
 use burn::tensor::{DType, FloatDType, Int, Shape, Tensor, TensorData, read_sync};
-use flute_cube::{Format, PackedWeight};
+use flute_cube::{Format, PackedWeight, pack};
 use std::sync::Once;
 
 /// What the buffers of a weight cannot say.
@@ -91,6 +97,17 @@ pub trait FluteOps: Backend {
     ) -> FloatTensor<Self> {
         dequantize_then_matmul::<Self>(x, weight, shape)
     }
+
+    /// The gate of that product, whose weight has rows of gate and up by turns: `[.., n/2]`.
+    #[fusion(dtype = x, shape = gated_shape(x, shape))]
+    fn flute_qgemm_gated(
+        x: FloatTensor<Self>,
+        #[extension_type] weight: WeightPrimitive<Self>,
+        shape: WeightShape,
+        activation: Activation,
+    ) -> FloatTensor<Self> {
+        fused::gate_by_turns::<Self>(Self::flute_qgemm(x, weight, shape), activation)
+    }
 }
 
 impl FluteOps for Flex {}
@@ -102,7 +119,16 @@ impl FluteOps for burn_cubecl::CubeBackend {
         weight: WeightPrimitive<Self>,
         shape: WeightShape,
     ) -> FloatTensor<Self> {
-        launch::qgemm(x, weight, shape)
+        launch::qgemm(x, weight, shape, None)
+    }
+
+    fn flute_qgemm_gated(
+        x: FloatTensor<Self>,
+        weight: WeightPrimitive<Self>,
+        shape: WeightShape,
+        activation: Activation,
+    ) -> FloatTensor<Self> {
+        launch::qgemm(x, weight, shape, Some(activation))
     }
 }
 
@@ -115,6 +141,29 @@ impl FluteOps for burn_cubecl::CubeBackend {
 /// # Panics
 /// If the last axis of `x` is not `weight.shape.k`, if the two live on different devices, or if the device fails.
 pub fn qgemm<const D: usize>(x: Tensor<D>, weight: FluteTensors) -> Tensor<D> {
+    multiply(x, weight, None)
+}
+
+/// `f(g) · u` of a product whose rows g and u of W lie by turns, eight and eight ([`pack::Order::ByTurns`]): `[.., n/2]`.
+/// Types are as those of [`qgemm`]; kernels that gate their sums round nothing between.
+///
+/// # Panics
+/// As [`qgemm`], and if n is no multiple of 16.
+pub fn qgemm_gated<const D: usize>(
+    x: Tensor<D>,
+    weight: FluteTensors,
+    activation: Activation,
+) -> Tensor<D> {
+    let (n, needed) = (weight.shape.n, pack::BLOCK_ROWS);
+    assert!(n.is_multiple_of(needed), "{n} rows are no turns of gate and up of {needed} rows");
+    multiply(x, weight, Some(activation))
+}
+
+fn multiply<const D: usize>(
+    x: Tensor<D>,
+    weight: FluteTensors,
+    gate: Option<Activation>,
+) -> Tensor<D> {
     let (found, k) = (x.dims()[D - 1], weight.shape.k);
     assert!(found == k, "the last axis of x has {found} elements and the weight needs k = {k}");
     let (outer, inner) = (x.dtype(), weight.pairs.dtype());
@@ -124,12 +173,12 @@ pub fn qgemm<const D: usize>(x: Tensor<D>, weight: FluteTensors) -> Tensor<D> {
     } else {
         FluteTensors { scales: weight.scales.cast(inner), ..weight }
     };
-    let y = Tensor::from_dispatch(dispatch(x.into_dispatch(), weight));
+    let y = Tensor::from_dispatch(dispatch(x.into_dispatch(), weight, gate));
     if outer == inner { y } else { y.cast(outer) }
 }
 
 /// Not generic over the rank, so that Burn's whole backend tree is compiled once.
-fn dispatch(x: DispatchTensor, weight: FluteTensors) -> DispatchTensor {
+fn dispatch(x: DispatchTensor, weight: FluteTensors, gate: Option<Activation>) -> DispatchTensor {
     let FluteTensors { words, scales, pairs, bias, shape } = weight;
     let bias = match bias {
         Some(bias) => BiasPrimitive::Some(bias.into_dispatch()),
@@ -137,7 +186,10 @@ fn dispatch(x: DispatchTensor, weight: FluteTensors) -> DispatchTensor {
     };
     let (words, scales) = (words.into_dispatch(), scales.into_dispatch());
     let weight = WeightPrimitive { words, scales, pairs: pairs.into_dispatch(), bias };
-    Dispatch::flute_qgemm(x, weight, shape)
+    match gate {
+        Some(activation) => Dispatch::flute_qgemm_gated(x, weight, shape, activation),
+        None => Dispatch::flute_qgemm(x, weight, shape),
+    }
 }
 
 fn output_shape(x: &Shape, weight: &WeightShape) -> Shape {
@@ -145,6 +197,10 @@ fn output_shape(x: &Shape, weight: &WeightShape) -> Shape {
     let last = shape.num_dims() - 1;
     shape[last] = weight.n;
     shape
+}
+
+fn gated_shape(x: &Shape, weight: &WeightShape) -> Shape {
+    output_shape(x, &WeightShape { n: weight.n / 2, ..*weight })
 }
 
 /// The default body: correct on every backend, and slow, since each call decodes the whole weight on the host.
@@ -216,85 +272,4 @@ fn words(data: TensorData) -> Vec<u32> {
 
 fn floats(data: TensorData) -> Vec<f32> {
     data.iter::<f32>().collect()
-}
-
-/// From Burn's tensors to a launch.
-#[cfg(feature = "cube")]
-mod launch {
-    use super::{BiasPrimitive, WeightPrimitive, WeightShape, output_shape};
-    use burn::{backend::ops::FloatTensorOps, tensor::Shape};
-    use burn_cubecl::{
-        CubeBackend,
-        kernel::{
-            into_contiguous,
-            matmul::{MatmulStrategy, matmul},
-        },
-        tensor::CubeTensor,
-    };
-    use flute_cube::{Operands, Plan, Problem, tune};
-
-    /// Rows of x from which on the weight is decoded once and multiplied by Burn's dense product, unless the streaming
-    /// kernel multiplies or `flute_cube` has the vendor's dense product.
-    /// The other kernels decode it anew for every tile of at most 64 rows: at 256 rows that took 458 µs for 28672 × 4096
-    /// on an H200, where decoding (300 MB of traffic) and cuBLAS's dense product (94 µs) would take less than 200, a
-    /// computed border. The streaming kernel takes 97 µs there and 359 at 1024 rows (670 TFLOP/s), where a whole
-    /// model's prompt went through decoding and the untuned product at 48 TFLOP/s.
-    const DENSE_FROM: usize = 129;
-
-    pub(super) fn qgemm(
-        x: CubeTensor,
-        weight: WeightPrimitive<CubeBackend>,
-        shape: WeightShape,
-    ) -> CubeTensor {
-        let WeightShape { n, k, format } = shape;
-        let x = into_contiguous(x);
-        let out = output_shape(x.meta.shape(), &shape);
-        let m = out.num_elements() / n;
-        let (client, device, dtype) = (x.client.clone(), x.device.clone(), x.dtype);
-        // A buffer of no bytes is not an allocation everywhere; an empty result still gets one element.
-        let y = client.empty((m * n).max(1) * dtype.size());
-        let bias = match weight.bias {
-            BiasPrimitive::None => None,
-            BiasPrimitive::Some(bias) => Some(into_contiguous(bias)),
-        };
-        let operands = Operands {
-            x: x.handle,
-            words: into_contiguous(weight.words).handle,
-            scales: into_contiguous(weight.scales).handle,
-            pairs: into_contiguous(weight.pairs).handle,
-            bias: bias.as_ref().map(|bias| bias.handle.clone()),
-            y: y.clone(),
-        };
-        let refused = |error| panic!("qgemm of [{m}, {k}] by [{n}, {k}] {format}: {error}");
-        let problem = match crate::device::kernel_dtype(dtype) {
-            Ok(dtype) => Problem { m, n, k, format, dtype, bias: bias.is_some() },
-            Err(error) => refused(error),
-        };
-        let tensor = |shape: Shape, handle| {
-            CubeTensor::new_contiguous(client.clone(), device.clone(), shape, handle, dtype)
-        };
-        let plan = tune::plan(&client, &problem);
-        let served = m < DENSE_FROM || matches!(plan, Ok(Plan::Stream(_) | Plan::Dense(_)));
-        if served {
-            if let Err(error) = flute_cube::qgemm(&client, &problem, operands) {
-                refused(error.into());
-            }
-            return tensor(out, y);
-        }
-        let x = tensor(Shape::new([m, k]), operands.x.clone());
-        let dense = tensor(Shape::new([n, k]), client.empty(n * k * dtype.size()));
-        if let Err(error) = flute_cube::decode(&client, &problem, operands, &dense.handle) {
-            refused(error.into());
-        }
-        let transposed = CubeBackend::float_swap_dims(dense, 0, 1);
-        // Not tuned: that would cost seconds at the first prompt of every length.
-        let product =
-            matmul(x, transposed, Some(tensor(Shape::new([m, n]), y)), MatmulStrategy::Cube, dtype);
-        let mut y =
-            product.unwrap_or_else(|e| panic!("dense product of [{m}, {k}] by [{n}, {k}]: {e:?}"));
-        if let Some(bias) = bias {
-            y = CubeBackend::float_add(y, CubeBackend::float_reshape(bias, Shape::new([1, n])));
-        }
-        CubeBackend::float_reshape(y, out)
-    }
 }

@@ -104,7 +104,7 @@ mod launch {
             ids: ids.handle,
         };
         let done = crate::device::kernel_dtype(dtype).and_then(|dtype| {
-            let problem = Problem { m, n, k, format, dtype, bias: false };
+            let problem = Problem { m, n, k, format, dtype, bias: false, gate: None };
             Ok(flute_cube::rows(&client, &problem, &operands, &y)?)
         });
         if let Err(error) = done {

@@ -4,11 +4,13 @@
 //! `cargo bench --bench plans -- --shape 4096x4096 --m 1,16 --bits 4,3,2 --group 128 --top 5`. Timings are graph
 //! replays over copies of the weights that together exceed any cache. Several of these programs (`--peers N`) with the
 //! same `--lock FILE` compile at the same time, wait for each other, and then take turns with the device. With `--attend` attention is timed instead, with
-//! `--rotate` a rotation of x before the product. `--device cuda|vulkan|wgpu` takes the first device of that kind instead
+//! `--rotate` a rotation of x before the product, with `--gate` a gate behind it and in it. `--device cuda|vulkan|wgpu` takes the first device of that kind instead
 //! of the default one.
 
 #[path = "plans/attend.rs"]
 mod attend;
+#[path = "plans/gate.rs"]
+mod gate;
 #[path = "plans/grid.rs"]
 mod grid;
 #[path = "plans/rotate.rs"]
@@ -35,6 +37,7 @@ struct Options {
     attend: Vec<[usize; 3]>,
     context: Vec<usize>,
     rotate: Vec<usize>,
+    gate: bool,
     device: String,
 }
 
@@ -66,6 +69,7 @@ fn options() -> Options {
         attend: value("--attend", "").split(',').filter_map(heads).collect(),
         context: list("--context", ""),
         rotate: list("--rotate", ""),
+        gate: std::env::args().any(|a| a == "--gate"),
         device: value("--device", ""),
     }
 }
@@ -107,9 +111,18 @@ fn main() -> Result<()> {
             for group in &options.groups {
                 for m in &options.m {
                     let format = Format::new(*bits, *group)?;
-                    let problem =
-                        Problem { m: *m, n: *n, k: *k, format, dtype: options.dtype, bias: false };
-                    if options.rotate.is_empty() {
+                    let problem = Problem {
+                        m: *m,
+                        n: *n,
+                        k: *k,
+                        format,
+                        dtype: options.dtype,
+                        bias: false,
+                        gate: None,
+                    };
+                    if options.gate {
+                        gate::time(&client, &problem, &options.only)?;
+                    } else if options.rotate.is_empty() {
                         sweeps.push(Sweep::new(&client, &limits, &problem, &options)?);
                     }
                     for block in &options.rotate {

@@ -141,6 +141,16 @@ pub enum Error {
         /// The largest block.
         max: usize,
     },
+    /// A weight of gate and up by turns with a turn that is not whole.
+    #[error(
+        "a gate and what it gates have {found} rows together; they lie by turns, whose rows are a multiple of {needed}"
+    )]
+    InvalidGate {
+        /// Rows of the weight.
+        found: usize,
+        /// Rows of a turn of both.
+        needed: usize,
+    },
     /// A shape that needs more of something than the device has.
     #[error(
         "this shape needs {needed} {what} and {device} offers {offered}; ordinary tensor operations serve it there"

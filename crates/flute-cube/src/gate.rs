@@ -1,5 +1,7 @@
-//! The gate of a decoder's MLP, behind a product that gives gate and up at once.
+//! The gate of a decoder's MLP, behind a product that gives gate and up at once and does not gate itself
+//! ([`crate::Problem::gate`]).
 //!
+//! Gate and up lie side by side in a row of x; where they lie by turns, a turn of both is a row.
 //! One read of x and one write of y, f32 in between, one rounding. Refused are types that the device does not have.
 
 use crate::{
@@ -8,9 +10,10 @@ use crate::{
     launch::{Kernel, accepted, limits, measured},
 };
 use cubecl::{prelude::Client, server::Handle};
+use serde::{Deserialize, Serialize};
 
 /// The function of a gate.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Activation {
     /// `x / (1 + e⁻ˣ)`.
     Silu,

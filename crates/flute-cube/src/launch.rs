@@ -5,7 +5,8 @@
 //! same kernel are not, and cost nothing more.
 
 use crate::{
-    Dtype, Error, Format, Limits, PackedWeight, Plan, Problem, Result, dense, kernel, pack, tune,
+    Activation, Dtype, Error, Format, Gate, Limits, PackedWeight, Plan, Problem, Result, dense,
+    gate, kernel, pack, tune,
 };
 use cubecl::{prelude::Client, server::Handle};
 use std::{
@@ -26,7 +27,7 @@ pub struct Operands {
     pub pairs: Handle,
     /// `[n]` in the activation type; present if and only if the problem says so.
     pub bias: Option<Handle>,
-    /// The result `[m, n]`: every element is written.
+    /// The result `[m, n]`, or `[m, n/2]` of a gate: every element is written.
     pub y: Handle,
 }
 
@@ -52,7 +53,7 @@ impl Operands {
     }
 
     pub(crate) fn validate(&self, problem: &Problem) -> Result<()> {
-        let Problem { m, n, k, format, dtype, bias } = *problem;
+        let Problem { m, n, k, format, dtype, bias, .. } = *problem;
         if bias != self.bias.is_some() {
             let (found, expected) = (usize::from(self.bias.is_some()), usize::from(bias));
             return Err(Error::WrongLength { what: "the list of bias buffers", found, expected });
@@ -76,7 +77,7 @@ impl Operands {
                 2 * format.bits.pairs() * size,
             ),
             ("the buffer of the bias (bytes)", self.bias.as_ref(), n * size),
-            ("the buffer of y (bytes)", Some(&self.y), m * n * size),
+            ("the buffer of y (bytes)", Some(&self.y), m * problem.columns() * size),
         ];
         for (what, buffer, expected) in lens {
             if let Some(buffer) = buffer {
@@ -137,7 +138,7 @@ pub fn qgemm_with(
 }
 
 /// Writes the decoded weight of `operands`, `[n, k]` in the activation type and each element rounded once, into
-/// `dense`: for those who multiply many rows by it. Of `problem`, m plays no part; of `operands`, x, bias and y do not.
+/// `dense`: for those who multiply many rows by it. Of `problem`, m and gate play no part; of `operands`, x, bias and y do not.
 ///
 /// # Errors
 /// What [`Problem::validate`] refuses; [`Error::WrongLength`] for buffers that are too short; [`Error::Device`].
@@ -147,7 +148,7 @@ pub fn decode(
     operands: Operands,
     dense: &Handle,
 ) -> Result<()> {
-    let problem = Problem { m: 0, bias: false, ..*problem };
+    let problem = Problem { m: 0, bias: false, gate: None, ..*problem };
     problem.validate(&limits(client))?;
     Operands { bias: None, ..operands.clone() }.validate(&problem)?;
     let expected = problem.n * problem.k * problem.dtype.size();
@@ -161,6 +162,9 @@ fn run(client: &Client, problem: &Problem, plan: &Plan, operands: Operands) -> R
     if problem.m == 0 {
         return Ok(());
     }
+    if let Some(activation) = problem.gate.filter(|_| !plan.gates()) {
+        return run_then_gate(client, problem, activation, plan, operands);
+    }
     match plan {
         Plan::Portable(plan) => kernel::portable::launch(client, problem, plan, &operands),
         Plan::Mma(plan) => kernel::mma::launch(client, problem, plan, &operands),
@@ -173,11 +177,35 @@ fn run(client: &Client, problem: &Problem, plan: &Plan, operands: Operands) -> R
     accepted(client, Kernel::of(problem, Some(*plan)), &operands.y)
 }
 
+/// The product by a plan that does not gate, and a gate behind it: a turn of gate and up is a row to it.
+fn run_then_gate(
+    client: &Client,
+    problem: &Problem,
+    activation: Activation,
+    plan: &Plan,
+    operands: Operands,
+) -> Result<()> {
+    let product = Problem { gate: None, ..*problem };
+    let Problem { m, n, dtype, .. } = product;
+    let both = client.empty(m * n * dtype.size());
+    let y = operands.y.clone();
+    run(client, &product, plan, Operands { y: both.clone(), ..operands })?;
+    let rows = m * n / pack::BLOCK_ROWS;
+    gate(client, &Gate { rows, len: pack::TURN, activation, dtype }, &both, &y)
+}
+
 /// What kernels are compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Kernel {
     /// A product, or without a plan the decoder; of the shape only what chooses the width of loads.
-    Weight { plan: Option<Plan>, format: Format, dtype: Dtype, bias: bool, widths: [bool; 2] },
+    Weight {
+        plan: Option<Plan>,
+        format: Format,
+        dtype: Dtype,
+        bias: bool,
+        gate: Option<Activation>,
+        widths: [bool; 2],
+    },
     /// Rows looked up.
     Rows(Format, Dtype),
     /// A rotation.
@@ -204,9 +232,9 @@ pub(crate) enum Kernel {
 
 impl Kernel {
     fn of(problem: &Problem, plan: Option<Plan>) -> Self {
-        let Problem { k, format, dtype, bias, .. } = *problem;
+        let Problem { k, format, dtype, bias, gate, .. } = *problem;
         let widths = [2, pack::BLOCK_K].map(|width| k.is_multiple_of(width));
-        Self::Weight { plan, format, dtype, bias, widths }
+        Self::Weight { plan, format, dtype, bias, gate, widths }
     }
 }
 

@@ -30,9 +30,11 @@
 mod blocks;
 mod packing;
 mod stored;
+mod turns;
 
 pub use packing::Packing;
 pub use stored::Canonical;
+pub use turns::{Order, TURN, by_turns, turn_of};
 
 use crate::{Bits, Error, Format, Quantized, Result};
 use packing::Part;

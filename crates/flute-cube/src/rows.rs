@@ -23,13 +23,13 @@ pub struct RowOperands {
 }
 
 /// Writes the rows of `operands.ids` to `y`, `[m, k]` in the activation type, each element rounded once. The problem's
-/// m is the number of ids; its bias plays no part.
+/// m is the number of ids; its bias and gate play no part.
 ///
 /// # Errors
 /// What [`Problem::validate`] refuses; [`crate::Error::WrongLength`] for buffers that are too short;
 /// [`crate::Error::Device`].
 pub fn rows(client: &Client, problem: &Problem, operands: &RowOperands, y: &Handle) -> Result<()> {
-    let problem = Problem { bias: false, ..*problem };
+    let problem = Problem { bias: false, gate: None, ..*problem };
     problem.validate(&limits(client))?;
     let RowOperands { words, scales, pairs, ids } = operands.clone();
     let weight = Operands { x: ids.clone(), words, scales, pairs, bias: None, y: y.clone() };

@@ -7,8 +7,8 @@
 //! while a graph is being captured; finding a stored plan is a lookup in memory, and the database is opened once for a
 //! device, if there is one.
 //!
-//! A plan is stored for the device by its name and runtime, n, k, bits, group, type and a power of two of rows. It
-//! is used only where [`Plan::validate`] accepts it. Results of other plans may differ in their last bits, since sums
+//! A plan is stored for the device by its name and runtime, n, k, bits, group, type and a power of two of rows; a bias
+//! or a gate changes nothing. It is used only where [`Plan::validate`] accepts it. Results of other plans may differ in their last bits, since sums
 //! are taken in another order: where bits must not depend on the machine's history, [`forget`].
 
 use crate::launch::{DeviceKey, device_key, limits};
@@ -46,7 +46,7 @@ pub fn tune(
     if client.is_capturing() {
         return Err(Error::Capturing);
     }
-    let problem = Problem { m: rows(problem.m), bias: false, ..*problem };
+    let problem = Problem { m: rows(problem.m), bias: false, gate: None, ..*problem };
     let limits = limits(client);
     let selected = Plan::select(&problem, &limits)?;
     let workload = Workload::new(client, &problem)?;

@@ -83,6 +83,15 @@ pub enum Activation {
     GeluTanh,
 }
 
+impl From<Activation> for flute_cube::Activation {
+    fn from(activation: Activation) -> Self {
+        match activation {
+            Activation::Silu => Self::Silu,
+            Activation::GeluTanh => Self::GeluTanh,
+        }
+    }
+}
+
 impl ModelConfig {
     /// Reads and checks the `config.json` of `dir`; returns it typed and as it stands.
     ///

@@ -7,7 +7,7 @@ use super::positioned::read_exact_at;
 use super::quantization::Scheme;
 use super::reader::{Reader, float_dtype, shape_error};
 use crate::error::{Error, Result};
-use flute_cube::pack::{self, Packing};
+use flute_cube::pack::{self, Order, Packing};
 use flute_cube::{Format, PackedWeight, Quantized, QuantizedParts, Table};
 use safetensors::Dtype;
 
@@ -74,19 +74,29 @@ impl Reader {
         }
     }
 
-    /// The weights of `modules` as one, in kernel order, the rows of the first above those of the second and so on;
-    /// none if they cannot be one.
-    pub(super) fn packed_stack_weight(&self, modules: &[String]) -> Result<Option<PackedWeight>> {
+    /// The weights of `modules` as one, in kernel order, their rows in `order`; none if they cannot be one.
+    pub(super) fn packed_stack_weight(
+        &self,
+        modules: &[String],
+        order: Order,
+    ) -> Result<Option<PackedWeight>> {
         if self.foreign.is_some() {
             let weights = modules.iter().map(|module| self.packed_weight(module));
-            return Ok(PackedWeight::stack(weights.collect::<Result<_>>()?).ok());
+            return Ok(PackedWeight::stack(weights.collect::<Result<_>>()?, order).ok());
         }
         let parts = modules.iter().map(|module| self.parts(module)).collect::<Result<Vec<_>>>()?;
-        let whole = |part: &Parts<'_>| part.layout.n.is_multiple_of(pack::BLOCK_ROWS);
-        match parts.as_slice() {
-            [above @ .., _] if !above.iter().all(whole) => Ok(None),
-            [first, rest @ ..] if rest.iter().all(|part| first.is_like(part)) => {
-                self.pack(first, rest).map(Some)
+        if !parts.windows(2).all(|two| two[0].is_like(&two[1])) {
+            return Ok(None);
+        }
+        let n = |part: &Parts<'_>| part.layout.n;
+        let whole = |part: &Parts<'_>| n(part).is_multiple_of(pack::BLOCK_ROWS);
+        match (order, parts.as_slice()) {
+            (Order::Stacked, [above @ .., _]) if !above.iter().all(whole) => Ok(None),
+            (Order::Stacked, [first, rest @ ..]) => self.pack(first, rest).map(Some),
+            (Order::ByTurns, [first, second])
+                if n(first) == n(second) && n(first).is_multiple_of(pack::TURN) =>
+            {
+                self.pack_by_turns([first, second]).map(Some)
             }
             _ => Ok(None),
         }
@@ -96,10 +106,6 @@ impl Reader {
     fn pack(&self, first: &Parts<'_>, rest: &[Parts<'_>]) -> Result<PackedWeight> {
         let Layout { k, format, .. } = first.layout;
         let all = || std::iter::once(first).chain(rest);
-        let in_module = |module: &str| {
-            let module = module.to_owned();
-            |source| Error::Module { module, source }
-        };
         let n = all().map(|part| part.layout.n).sum();
         let packing = Packing::new(n, k, format, &first.table);
         let mut packing = packing.map_err(in_module(first.module))?;
@@ -117,6 +123,38 @@ impl Reader {
             })?;
         }
         packing.finish().map_err(in_module(first.module))
+    }
+
+    /// Two modules that are alike as one weight by turns, read from both files at once.
+    fn pack_by_turns(&self, both: [&Parts<'_>; 2]) -> Result<PackedWeight> {
+        let Layout { n, k, format, .. } = both[0].layout;
+        let modules = both.map(|part| part.module);
+        let mut packing =
+            Packing::new(2 * n, k, format, &both[0].table).map_err(in_module(modules[0]))?;
+        let scales = |module: &str| self.finite(&format!("{module}.scales"));
+        let scales = [scales(modules[0])?, scales(modules[1])?];
+        let scales = pack::by_turns(&scales[0], &scales[1], format.group.count(k));
+        let codes = |module: &str| self.find(&format!("{module}.codes"));
+        let codes = [codes(modules[0])?, codes(modules[1])?];
+        let row_bytes = packing.row_bytes();
+        let read = |first: usize, bytes: &mut [u8]| -> Result<()> {
+            for (turn, bytes) in bytes.chunks_mut(pack::TURN * row_bytes).enumerate() {
+                let (part, row) = pack::turn_of(first + turn * pack::TURN);
+                let (path, file, info) = codes[part];
+                let offset = info.offset + (row * row_bytes) as u64;
+                read_exact_at(file, bytes, offset).map_err(Error::io("read", path))?;
+            }
+            Ok(())
+        };
+        packing.add(2 * n, &scales, read).map_err(|error| match error {
+            Error::Cube(flute_cube::Error::DirtyPadding { row }) => {
+                let (part, row) = pack::turn_of(row);
+                in_module(modules[part])(flute_cube::Error::DirtyPadding { row })
+            }
+            Error::Cube(source) => in_module(modules[0])(source),
+            error => error,
+        })?;
+        packing.finish().map_err(in_module(modules[0]))
     }
 
     /// Shapes and table of a module in our format.
@@ -186,6 +224,12 @@ impl Reader {
         }
         Ok(layout)
     }
+}
+
+/// What was refused, and of which module.
+fn in_module(module: &str) -> impl FnOnce(flute_cube::Error) -> Error {
+    let module = module.to_owned();
+    |source| Error::Module { module, source }
 }
 
 /// A module in our format, its codes and scales unread.

@@ -12,6 +12,7 @@ use super::layout::Layout;
 use super::positioned::read_exact_at;
 use super::shards::Shards;
 use crate::error::{Error, Result};
+use flute_cube::pack::{self, Order};
 use flute_cube::{Dtype as Float, PackedWeight, Quantized};
 use half::f16;
 use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
@@ -263,13 +264,12 @@ impl Reader {
         Ok(PackedLinear { weight, bias, hadamard_size, hadamard_seed })
     }
 
-    /// The quantized linear layers `modules`, which have one input, as one layer: the rows of the first above those of
-    /// the second and so on. None if formats, tables or rotations differ, if some alone have a bias, or if one but the
-    /// last has no multiple of 16 rows.
+    /// The quantized linear layers `modules`, which have one input, as one layer, their rows in `order`. None if formats,
+    /// tables or rotations differ, if some alone have a bias, or if rows end where [`PackedWeight::stack`] says they must not.
     ///
     /// # Errors
     /// As [`Reader::packed`].
-    pub fn packed_stack(&self, modules: &[String]) -> Result<Option<PackedLinear>> {
+    pub fn packed_stack(&self, modules: &[String], order: Order) -> Result<Option<PackedLinear>> {
         let mut layouts = vec![];
         for module in modules {
             self.check_one_form(module)?;
@@ -286,8 +286,12 @@ impl Reader {
         if !alike || ![0, modules.len()].contains(&biases.len()) {
             return Ok(None);
         }
-        let bias = (!biases.is_empty()).then(|| biases.concat());
-        let weight = self.packed_stack_weight(modules)?;
+        let bias = match (biases.as_slice(), order) {
+            ([], _) => None,
+            ([first, second], Order::ByTurns) => Some(pack::by_turns(first, second, 1)),
+            _ => Some(biases.concat()),
+        };
+        let weight = self.packed_stack_weight(modules, order)?;
         Ok(weight.map(|weight| PackedLinear { weight, bias, hadamard_size, hadamard_seed }))
     }
 

@@ -39,12 +39,8 @@ impl FusedOps for CubeBackend {
         let x = into_contiguous(x);
         let y = empty(&x, halved(x.meta.shape()), x.dtype);
         let (len, elements) = (last(&y), y.meta.shape().num_elements());
-        let activation_here = match activation {
-            Activation::Silu => flute_cube::Activation::Silu,
-            Activation::GeluTanh => flute_cube::Activation::GeluTanh,
-        };
         let rows = elements.checked_div(len).unwrap_or(0);
-        let problem = Gate { rows, len: len.max(1), activation: activation_here, dtype };
+        let problem = Gate { rows, len: len.max(1), activation: activation.into(), dtype };
         match served("a gate", flute_cube::gate(&x.client, &problem, &x.handle, &y.handle)) {
             true => y,
             false => ordinary::gate::<Self>(x, activation),

@@ -7,7 +7,7 @@ use super::{
 use crate::checkpoint::Activation;
 use burn::backend::{Backend, TensorMetadata, tensor::IntTensor};
 use burn::tensor::{FloatDType, Shape, Slice, TensorData, read_sync};
-use flute_cube::CACHE_BLOCK;
+use flute_cube::{CACHE_BLOCK, pack};
 use std::ops::Range;
 
 /// Below any score, and finite: shading languages have no literal for infinity.
@@ -65,6 +65,17 @@ pub(super) fn gate<B: Backend>(x: FloatTensor<B>, activation: Activation) -> Flo
         }
     };
     B::float_cast(B::float_mul(gate, side(len..2 * len)), dtype)
+}
+
+/// As [`gate`], of gate and up by turns along the last axis.
+pub(crate) fn gate_by_turns<B: Backend>(
+    x: FloatTensor<B>,
+    activation: Activation,
+) -> FloatTensor<B> {
+    let shape = x.shape();
+    let turns = Shape::new([shape.num_elements() / pack::BLOCK_ROWS, pack::BLOCK_ROWS]);
+    let y = gate::<B>(B::float_reshape(x, turns), activation);
+    B::float_reshape(y, halved(&shape))
 }
 
 pub(super) fn rotate_append<B: Backend>(

@@ -2,6 +2,7 @@
 
 use super::FluteLinear;
 use crate::hadamard;
+use burn::module::Param;
 use burn::tensor::Tensor;
 
 /// What a layer with a rotated weight does to its activations first.
@@ -20,7 +21,7 @@ impl Rotation {
     ///
     /// # Panics
     /// If the last axis of `x` has another length than the layer takes.
-    pub(super) fn apply<const D: usize>(self, x: Tensor<D>, signs: Option<Tensor<1>>) -> Tensor<D> {
+    fn apply<const D: usize>(self, x: Tensor<D>, signs: Option<Tensor<1>>) -> Tensor<D> {
         let Self { block, in_features, .. } = self;
         let found = x.dims()[D - 1];
         assert!(
@@ -45,6 +46,17 @@ impl Rotation {
 }
 
 impl FluteLinear {
+    /// Activations as the weight wants them.
+    ///
+    /// # Panics
+    /// As [`Rotation::apply`].
+    pub(super) fn rotated<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        match self.rotation {
+            Some(rotation) => rotation.apply(x, self.signs.as_ref().map(Param::val)),
+            None => x,
+        }
+    }
+
     /// Rows of the weight as the layer stores it, `[rows, k]`, as they were before any rotation: `[rows, in_features]`.
     pub(crate) fn restored(&self, rows: Tensor<2>) -> Tensor<2> {
         let Some(Rotation { block, in_features, .. }) = self.rotation else { return rows };

@@ -15,6 +15,7 @@ use crate::fused::{self, Attend};
 use crate::linear::AnyLinear;
 use burn::module::Module;
 use burn::tensor::Tensor;
+use flute_cube::pack::Order;
 
 /// The attention of one block.
 #[derive(Module, Debug)]
@@ -67,6 +68,7 @@ impl Attention {
             parts: &[("q_proj", queries), ("k_proj", keys), ("v_proj", keys)],
             in_features: hidden,
             bias,
+            order: Order::Stacked,
         };
         let (output, output_bias) =
             (format!("{block}.self_attn.o_proj"), config.attention_output_bias);

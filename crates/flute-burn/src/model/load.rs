@@ -184,10 +184,10 @@ impl Source for Loader<'_> {
             expect_codes(&name, found, shape, hadamard_size)?;
             names.push(name);
         }
-        match self.reader.packed_stack(&names)? {
+        match self.reader.packed_stack(&names, stack.order)? {
             Some(all) => {
                 let layer = self.layer(all, stack.in_features)?;
-                Ok(Projections::together(layer, stack.widths()))
+                Ok(Projections::together(layer, stack))
             }
             None => {
                 let layers = stack.layers().map(one).collect::<Result<_>>()?;

@@ -4,10 +4,10 @@ use super::projections::{Projections, Stack};
 use super::source::Source;
 use crate::checkpoint::{Activation, ModelConfig};
 use crate::error::Result;
-use crate::fused;
 use crate::linear::AnyLinear;
 use burn::module::Module;
 use burn::tensor::Tensor;
+use flute_cube::pack::Order;
 
 /// `down(act(gate(x)) · up(x))`.
 #[derive(Module, Debug)]
@@ -29,6 +29,7 @@ impl Mlp {
             parts: &[("gate_proj", inner), ("up_proj", inner)],
             in_features: hidden,
             bias,
+            order: Order::ByTurns,
         };
         Ok(Self {
             inputs: source.projections(inputs)?,
@@ -38,7 +39,7 @@ impl Mlp {
     }
 
     pub(super) fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        self.down.forward(fused::gate(self.inputs.forward(x), self.activation))
+        self.down.forward(self.inputs.gated(x, self.activation))
     }
 
     /// As that of attention.

@@ -16,6 +16,7 @@ use crate::op::{FluteTensors, WeightShape};
 use burn::module::{Param, ParamId};
 use burn::nn;
 use burn::tensor::{DType, Device, Distribution, Int, Tensor, TensorData};
+use flute_cube::pack::{Order, TURN};
 use flute_cube::{Format, PackedWeight, Table};
 
 const HEAD: &str = "lm_head";
@@ -115,14 +116,15 @@ impl Source for Synthetic<'_> {
     }
 
     fn projections(&self, stack: Stack<'_>) -> Result<Projections> {
-        if self.options.format.is_none() {
+        let widths = stack.widths();
+        let whole = stack.order == Order::Stacked || widths.iter().all(|n| n.is_multiple_of(TURN));
+        if self.options.format.is_none() || !whole {
             let layers = stack.layers().map(|(name, shape)| self.linear(&name, shape, stack.bias));
             return Ok(Projections::apart(layers.collect::<Result<_>>()?));
         }
-        let widths = stack.widths();
         let all =
             self.linear(stack.parent, [widths.iter().sum(), stack.in_features], stack.bias)?;
-        Ok(Projections::together(all, widths))
+        Ok(Projections::together(all, stack))
     }
 
     fn matrix(&self, _: &str, shape: [usize; 2]) -> Result<Param<Tensor<2>>> {

@@ -110,7 +110,7 @@ impl ProductArgs {
         let mut problems: Vec<Problem> = vec![];
         for ([n, k], format) in weights {
             for &m in &self.m {
-                let problem = Problem { m, n, k, format, dtype, bias: false };
+                let problem = Problem { m, n, k, format, dtype, bias: false, gate: None };
                 if !problems.contains(&problem) {
                     problems.push(problem);
                 }

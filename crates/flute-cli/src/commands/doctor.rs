@@ -81,7 +81,7 @@ fn entry(info: &DeviceInfo, products: &ProductArgs) -> anyhow::Result<Entry> {
 fn gpu(limits: &Limits) -> flute_cube::Result<Gpu> {
     let dtype = if limits.dtypes.contains(&Dtype::F16) { Dtype::F16 } else { Dtype::F32 };
     let format = Format::new(4, 128)?;
-    let problem = Problem { m: 1, n: 4096, k: 4096, format, dtype, bias: false };
+    let problem = Problem { m: 1, n: 4096, k: 4096, format, dtype, bias: false, gate: None };
     let plan = Plan::select(&problem, limits)?;
     Ok(Gpu {
         shared_memory_bytes: limits.shared_bytes,

@@ -65,7 +65,7 @@ struct Shape {
 
 /// Launches `plan`, which must have been validated for `problem`, on `operands`, likewise.
 pub(crate) fn launch(client: &Client, problem: &Problem, plan: &PortablePlan, operands: &Operands) {
-    let Problem { m, n, k, format, dtype, bias } = *problem;
+    let Problem { m, n, k, format, dtype, bias, .. } = *problem;
     let whole = k.is_multiple_of(BLOCK_K);
     let form = Form {
         bits: format.bits.get().into(),

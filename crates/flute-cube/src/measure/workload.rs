@@ -41,9 +41,9 @@ pub struct Synthetic {
 }
 
 impl Synthetic {
-    /// Operands of `problem`, whose bias is left out.
+    /// Operands of `problem`, whose bias and gate are left out.
     pub fn new(problem: &Problem) -> Self {
-        let problem = Problem { bias: false, ..*problem };
+        let problem = Problem { bias: false, gate: None, ..*problem };
         let Problem { n, k, format, dtype, .. } = problem;
         let mut seed = 7;
         let words = (0..PackedWeight::words_len(n, k, format)).map(|_| random(&mut seed) as u32);
@@ -244,7 +244,15 @@ mod tests {
 
     fn synthetic() -> Synthetic {
         let format = Format::new(3, 64).unwrap();
-        Synthetic::new(&Problem { m: 3, n: 21, k: 200, format, dtype: Dtype::F16, bias: false })
+        Synthetic::new(&Problem {
+            m: 3,
+            n: 21,
+            k: 200,
+            format,
+            dtype: Dtype::F16,
+            bias: false,
+            gate: None,
+        })
     }
 
     /// The whole product, by another way than the samples take.

@@ -1,4 +1,4 @@
-//! Whole weights in canonical rows to kernel order, and several weights as one.
+//! Whole weights in canonical rows to kernel order, and single rows of weights.
 
 use super::{BLOCK_ROWS, PackedWeight, Packing};
 use crate::{Error, Format, Result, Table};
@@ -40,32 +40,6 @@ impl PackedWeight {
             Ok::<_, Error>(())
         })?;
         packing.finish()
-    }
-
-    /// Weights of one input as one weight, the rows of the first above those of the second and so on. Rows do not
-    /// depend on each other, so this is what their stacked rows pack to.
-    ///
-    /// # Errors
-    /// The weights again if they cannot be one: formats, k or tables differ, or one but the last ends within a block of
-    /// 16 rows.
-    pub fn stack(weights: Vec<Self>) -> std::result::Result<Self, Vec<Self>> {
-        let alike = |a: &Self, b: &Self| {
-            let bits =
-                |w: &Self| w.pairs.as_flattened().iter().map(|v| v.to_bits()).collect::<Vec<_>>();
-            a.k == b.k && a.format == b.format && bits(a) == bits(b)
-        };
-        let whole = weights.iter().rev().skip(1).all(|w| w.n.is_multiple_of(BLOCK_ROWS));
-        if weights.is_empty() || !whole || !weights.windows(2).all(|two| alike(&two[0], &two[1])) {
-            return Err(weights);
-        }
-        let mut weights = weights.into_iter();
-        let Some(mut all) = weights.next() else { return Err(vec![]) };
-        for weight in weights {
-            all.n += weight.n;
-            all.words.extend(weight.words);
-            all.scales.extend(weight.scales);
-        }
-        Ok(all)
     }
 
     /// Rows `ids` of the weight, in f32.

@@ -92,6 +92,12 @@ pub(crate) fn table_bytes(bits: u8) -> usize {
 }
 
 impl Plan {
+    /// Whether its kernel computes [`Problem::gate`] on its sums: then gate and up are neither rounded nor stored. What
+    /// does not is followed by a kernel that gates, and needs memory for `[m, n]`.
+    pub fn gates(&self) -> bool {
+        matches!(self, Self::Mma(_) | Self::Stream(_))
+    }
+
     /// Whether each decoded weight is rounded to the activation type before it is multiplied: results are then twice as
     /// far from exact ones as those of other plans, and a product with an identity is still exact.
     pub fn rounds_weights(&self) -> bool {
@@ -147,7 +153,8 @@ mod tests {
                 for bits in [2, 3, 4] {
                     for m in [1, 2, 8, 16, 17, 64, 1000] {
                         let format = Format::new(bits, 128).unwrap();
-                        let problem = Problem { m, n, k, format, dtype: Dtype::F16, bias: false };
+                        let problem =
+                            Problem { m, n, k, format, dtype: Dtype::F16, bias: false, gate: None };
                         let plan = Plan::select(&problem, &limits).unwrap();
                         assert!(
                             matches!(plan, Plan::Mma(_) | Plan::Stream(_)),
@@ -166,7 +173,7 @@ mod tests {
     fn only_hopper_streams_and_only_half_types() {
         let streams = |limits: &Limits, m, dtype| {
             let format = Format::new(4, 128).unwrap();
-            let problem = Problem { m, n: 28672, k: 4096, format, dtype, bias: false };
+            let problem = Problem { m, n: 28672, k: 4096, format, dtype, bias: false, gate: None };
             let plans = Plan::candidates(&problem, limits).unwrap();
             plans.iter().any(|plan| matches!(plan, Plan::Stream(_)))
         };
@@ -183,7 +190,7 @@ mod tests {
         let [hopper, ampere, _] = gpus();
         let streams = |limits: &Limits, m, (n, k)| {
             let format = Format::new(4, 128).unwrap();
-            let problem = Problem { m, n, k, format, dtype: Dtype::F16, bias: false };
+            let problem = Problem { m, n, k, format, dtype: Dtype::F16, bias: false, gate: None };
             matches!(Plan::select(&problem, limits), Ok(Plan::Stream(_)))
         };
         for shape in [(4096, 4096), (4096, 14336), (28672, 4096)] {
@@ -200,8 +207,15 @@ mod tests {
         for limits in [hopper, ampere] {
             for m in [1, 8, 32, 33, 128] {
                 let format = Format::new(4, 128).unwrap();
-                let problem =
-                    Problem { m, n: 8192, k: 8192, format, dtype: Dtype::F16, bias: false };
+                let problem = Problem {
+                    m,
+                    n: 8192,
+                    k: 8192,
+                    format,
+                    dtype: Dtype::F16,
+                    bias: false,
+                    gate: None,
+                };
                 let rounds = Plan::select(&problem, &limits).unwrap().rounds_weights();
                 assert_eq!(rounds, m > 32 && limits.wgmma, "{m} on {}", limits.name);
             }
@@ -213,7 +227,7 @@ mod tests {
         let limits = Limits { mma: false, ..Limits::nvidia("any", 16, 32) };
         let format = Format::new(4, 64).unwrap();
         for dtype in Dtype::ALL {
-            let problem = Problem { m: 3, n: 100, k: 100, format, dtype, bias: true };
+            let problem = Problem { m: 3, n: 100, k: 100, format, dtype, bias: true, gate: None };
             assert!(matches!(Plan::select(&problem, &limits), Ok(Plan::Portable(_))));
         }
     }

@@ -24,7 +24,8 @@ mod weight;
 
 use super::ptx;
 use crate::{
-    Dtype, Format, Group, MmaPlan, Operands, PackedWeight, Problem, launch, pack, plan::table_bytes,
+    Activation, Dtype, Format, Group, MmaPlan, Operands, PackedWeight, Problem, launch, pack,
+    plan::table_bytes,
 };
 use cubecl::{prelude::*, server::Handle};
 use half::{bf16, f16};
@@ -40,6 +41,8 @@ pub(super) struct Shape {
     pub(super) group: u32,
     pub(super) bf16: bool,
     pub(super) bias: bool,
+    /// Of [`Problem::gate`].
+    pub(super) gate: Option<Activation>,
     /// Whether rows of x are whole numbers of 16 bytes, which are then copied as they lie.
     pub(super) x_whole: bool,
 }
@@ -112,21 +115,23 @@ fn launch_split<F: Float + CubeElement>(
 ) {
     let partials = client.empty(4 * plan.split as usize * problem.m * problem.n);
     launch_product::<F, f32>(client, problem, plan, operands, &partials);
-    let len = problem.m * problem.n;
+    let (sums, len) = (problem.m * problem.n, problem.m * problem.columns());
     let bias = operands.bias.clone().unwrap_or_else(|| operands.pairs.clone());
     let bias_len = if problem.bias { problem.n } else { 1 };
-    // SAFETY: `partials` holds `split · m · n` sums and `y` and `bias` were measured; the kernel stays below `len`.
+    // SAFETY: `partials` holds `split · m · n` sums and `y` and `bias` were measured; the kernel stays below `len`, and with
+    // a gate, which has two sums for each, below twice that.
     unsafe {
         fold_splits::launch_unchecked::<F>(
             client,
             CubeCount::Static((len.div_ceil(256) as u32).min(1 << 20), 1, 1),
             CubeDim::new_1d(256),
-            BufferArg::from_raw_parts(partials, plan.split as usize * len),
+            BufferArg::from_raw_parts(partials, plan.split as usize * sums),
             BufferArg::from_raw_parts(bias, bias_len),
             BufferArg::from_raw_parts(operands.y.clone(), len),
             problem.n as u32,
             plan.split,
             problem.bias,
+            problem.gate,
         );
     }
 }
@@ -150,11 +155,12 @@ fn launch_product<F: Float + CubeElement, Y: Float + CubeElement>(
         },
         bf16: problem.dtype == Dtype::BF16,
         bias: problem.bias && !through_memory,
+        gate: problem.gate.filter(|_| !through_memory),
         x_whole: k.is_multiple_of(8) && operands.x.offset_start.unwrap_or(0).is_multiple_of(16),
     };
     let cubes = plan.cubes(problem, launch::limits(client).processors) as u32;
     let x_width = if shape.x_whole { 8 } else { 1 };
-    let y_len = if through_memory { plan.split as usize * m * n } else { m * n };
+    let y_len = if through_memory { plan.split as usize * m * n } else { m * problem.columns() };
     let bias = operands.bias.clone().unwrap_or_else(|| operands.pairs.clone());
     let count = CubeCount::Static(cubes, m.div_ceil(plan.tokens as usize) as u32, plan.split);
     let dim = CubeDim::new_2d(32, plan.planes_n * plan.planes_k);

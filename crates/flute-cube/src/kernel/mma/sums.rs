@@ -4,6 +4,7 @@ use super::{
     Shape,
     ptx::{F4, load_cluster_x4, shared_address, sync_cluster},
 };
+use crate::{Activation, kernel::gate::gated};
 use cubecl::prelude::*;
 
 /// Rows of W whose sums are stored: from row tile `tile` on, below row `end`; and the shape of y.
@@ -83,7 +84,8 @@ pub(super) fn fold_planes<F: Float, Y: Float>(
     }
 }
 
-/// One accumulator: rows g and g + 8 of tile `rows.tile + i`, columns 2t and 2t + 1 of the token tile.
+/// One accumulator: rows g and g + 8 of tile `rows.tile + i`, columns 2t and 2t + 1 of the token tile. Of a gate those rows
+/// are gate and up of one feature.
 #[cube]
 pub(super) fn store<F: Float, Y: Float>(
     y: &mut [Y],
@@ -99,7 +101,7 @@ pub(super) fn store<F: Float, Y: Float>(
     let share = CUBE_POS_Z as usize * comptime!(!shape.plan.cluster as usize);
     let base = share * rows.m * rows.n;
     #[unroll]
-    for part in 0..4usize {
+    for part in 0..comptime!(if shape.gate.is_some() { 2usize } else { 4 }) {
         let row = (rows.tile + i) * 16 + lane / 4 + comptime!(part / 2 * 8);
         let token = token_first + lane % 4 * 2 + comptime!(part % 2);
         // Spare columns of a cube with fewer than 8 tokens repeat the first ones.
@@ -110,12 +112,22 @@ pub(super) fn store<F: Float, Y: Float>(
             if comptime!(shape.bias) {
                 value += f32::cast_from(bias[row]);
             }
-            y[base + token * rows.n + row] = Y::cast_from(value);
+            if comptime!(shape.gate.is_some()) {
+                let mut up = sum.extract(comptime!(part + 2));
+                if comptime!(shape.bias) {
+                    up += f32::cast_from(bias[row + 8]);
+                }
+                let column = (rows.tile + i) * 8 + lane / 4;
+                let result = gated(value, up, shape.gate);
+                y[token * (rows.n / 2) + column] = Y::cast_from(result);
+            } else {
+                y[base + token * rows.n + row] = Y::cast_from(value);
+            }
         }
     }
 }
 
-/// `y[i] = Σ_s partials[s][i] + bias`, s ascending.
+/// `y[i] = Σ_s partials[s][i] + bias`, s ascending; or the gate of two such sums.
 #[cube(launch_unchecked)]
 pub(in crate::kernel) fn fold_splits<F: Float>(
     partials: &[f32],
@@ -124,19 +136,44 @@ pub(in crate::kernel) fn fold_splits<F: Float>(
     n: u32,
     #[comptime] split: u32,
     #[comptime] with_bias: bool,
+    #[comptime] gate: Option<Activation>,
 ) {
-    let len = y.len();
+    let n = n as usize;
     let mut i = ABSOLUTE_POS;
-    while i < len {
-        let mut sum = partials[i];
-        #[unroll]
-        for s in 1..comptime!(split as usize) {
-            sum += partials[s * len + i];
+    while i < y.len() {
+        if comptime!(gate.is_some()) {
+            // Rows of y are whole turns of eight, so that turns count through them.
+            let at = i + i / 8 * 8;
+            let share = 2 * y.len();
+            let own = folded::<F>(partials, bias, at, share, n, split, with_bias);
+            let up = folded::<F>(partials, bias, at + 8, share, n, split, with_bias);
+            y[i] = F::cast_from(gated(own, up, gate));
+        } else {
+            let sum = folded::<F>(partials, bias, i, y.len(), n, split, with_bias);
+            y[i] = F::cast_from(sum);
         }
-        if comptime!(with_bias) {
-            sum += f32::cast_from(bias[i % n as usize]);
-        }
-        y[i] = F::cast_from(sum);
         i += CUBE_COUNT * CUBE_DIM as usize;
     }
+}
+
+/// Sum `at` of `share`, over all splits, and its bias.
+#[cube]
+fn folded<F: Float>(
+    partials: &[f32],
+    bias: &[F],
+    at: usize,
+    share: usize,
+    n: usize,
+    #[comptime] split: u32,
+    #[comptime] with_bias: bool,
+) -> f32 {
+    let mut sum = partials[at];
+    #[unroll]
+    for s in 1..comptime!(split as usize) {
+        sum += partials[s * share + at];
+    }
+    if comptime!(with_bias) {
+        sum += f32::cast_from(bias[at % n]);
+    }
+    sum
 }

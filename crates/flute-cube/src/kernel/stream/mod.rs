@@ -22,7 +22,7 @@ mod weight;
 
 use super::padded::vectors_of_x;
 use crate::{
-    Dtype, Format, Group, Operands, PackedWeight, Problem, StreamPlan, launch, pack,
+    Activation, Dtype, Format, Group, Operands, PackedWeight, Problem, StreamPlan, launch, pack,
     plan::{stream, table_bytes},
 };
 use chain::Chains;
@@ -39,7 +39,9 @@ struct Shape {
     group: u32,
     bf16: bool,
     bias: bool,
-    /// Whether y is written in words of two rows.
+    /// Of [`Problem::gate`].
+    gate: Option<Activation>,
+    /// Whether y is written in words of two columns.
     y_pairs: bool,
     /// See [`StreamPlan::ends`].
     ends: bool,
@@ -147,7 +149,9 @@ fn launch_in<F: Float + CubeElement>(
         },
         bf16: problem.dtype == Dtype::BF16,
         bias: problem.bias,
-        y_pairs: n.is_multiple_of(2) && operands.y.offset_start.unwrap_or(0).is_multiple_of(4),
+        gate: problem.gate,
+        y_pairs: problem.columns().is_multiple_of(2)
+            && operands.y.offset_start.unwrap_or(0).is_multiple_of(4),
     };
     let cubes = plan.cubes(problem, processors) as u32;
     let count = CubeCount::Static(cubes, plan.split, 1);
@@ -178,11 +182,11 @@ fn launch_in<F: Float + CubeElement>(
     let sizes = [16, shape.chains(0).groups * sums, 2 * shape.half_groups(), sums];
     let bias = operands.bias.clone().unwrap_or_else(|| operands.pairs.clone());
     // SAFETY: the operands were measured against the problem, the kernel reads x, words and scales by maps of their
-    // shapes, and writes y below (m, n).
+    // shapes, and writes y below its m rows and its columns.
     unsafe {
         let pairs = BufferArg::from_raw_parts(operands.pairs.clone(), bits.pairs());
         let bias = BufferArg::from_raw_parts(bias, if problem.bias { n } else { 1 });
-        let y = BufferArg::from_raw_parts(operands.y.clone(), m * n);
+        let y = BufferArg::from_raw_parts(operands.y.clone(), m * problem.columns());
         let (m, n, k) = (m as u32, n as u32, k as u32);
         let [a, p, s, d] = sizes;
         if plan.split > 1 {

@@ -1,8 +1,11 @@
 //! Sums: across warpgroups, across cubes of a cluster, and into y.
 
 use super::Shape;
-use crate::kernel::ptx::{
-    F4, U4, arrive_in_cluster, load_cluster_x4, load_shared_f4, sync_some, wait_for_cluster,
+use crate::kernel::{
+    gate::gated,
+    ptx::{
+        F4, U4, arrive_in_cluster, load_cluster_x4, load_shared_f4, sync_some, wait_for_cluster,
+    },
 };
 use cubecl::prelude::*;
 
@@ -111,9 +114,8 @@ fn tile<D: Size>(sums: Vector<f32, D>, #[comptime] j: usize) -> F4 {
     tile
 }
 
-/// Rows g and g + 8 with tokens 2t and 2t + 1 of the eight from `token` on. Where two rows make a word, they are turned
-/// so that four lanes write 16 bytes of a token: the lane of row g and tokens 2t, 2t + 1 takes token g and rows 2t,
-/// 2t + 1.
+/// Rows g and g + 8 with tokens 2t and 2t + 1 of the eight from `token` on: two times eight columns of y, or of a gate
+/// eight of which the lane holds both.
 #[cube]
 fn store<F: Float>(
     y: &mut [F],
@@ -123,37 +125,76 @@ fn store<F: Float>(
     #[comptime] token: usize,
     #[comptime] shape: Shape,
 ) {
+    if comptime!(shape.gate.is_some()) {
+        let (own, up) =
+            (addend::<F>(bias, rows, 0usize, shape), addend::<F>(bias, rows, 8usize, shape));
+        let even = gated(sum.extract(0usize) + own, sum.extract(2usize) + up, shape.gate);
+        let odd = gated(sum.extract(1usize) + own, sum.extract(3usize) + up, shape.gate);
+        put::<F>(y, even, odd, rows, rows.row / 2, rows.n / 2, token, shape);
+    } else {
+        #[unroll]
+        for half in 0..2usize {
+            let add = addend::<F>(bias, rows, comptime!(8 * half), shape);
+            let even = sum.extract(comptime!(2 * half)) + add;
+            let odd = sum.extract(comptime!(2 * half + 1)) + add;
+            let first = rows.row + comptime!(8 * half);
+            put::<F>(y, even, odd, rows, first, rows.n, token, shape);
+        }
+    }
+}
+
+/// What is added to the sums of row g of the eight that begin `distance` behind the plane's first.
+#[cube]
+fn addend<F: Float>(
+    bias: &[F],
+    rows: &Rows,
+    #[comptime] distance: usize,
+    #[comptime] shape: Shape,
+) -> f32 {
+    let mut add = Array::<f32>::new(1usize);
+    add[0] = 0.0f32;
+    if comptime!(shape.bias) {
+        let row = rows.row + (UNIT_POS % 32) as usize / 4 + distance;
+        add[0] = f32::cast_from(bias[min(row, rows.n - 1)]);
+    }
+    add[0]
+}
+
+/// Column g of the eight from `first` on, of `columns` in all, of tokens 2t and 2t + 1. Where two columns make a word,
+/// they are turned so that four lanes write 16 bytes of a token: the lane of column g and tokens 2t, 2t + 1 takes token g and
+/// columns 2t, 2t + 1.
+#[cube]
+fn put<F: Float>(
+    y: &mut [F],
+    even: f32,
+    odd: f32,
+    rows: &Rows,
+    first: usize,
+    columns: usize,
+    #[comptime] token: usize,
+    #[comptime] shape: Shape,
+) {
     let lane = (UNIT_POS % 32) as usize;
     let (g, t) = (lane / 4, lane % 4);
-    let (m, n) = (rows.m, rows.n);
-    #[unroll]
-    for half in 0..2usize {
-        let row = rows.row + g + comptime!(8 * half);
-        let mut add = Array::<f32>::new(1usize);
-        add[0] = 0.0f32;
-        if comptime!(shape.bias) {
-            add[0] = f32::cast_from(bias[min(row, n - 1)]);
+    let m = rows.m;
+    if comptime!(shape.y_pairs) {
+        let turned = pack_transposed(even, odd, comptime!(shape.ty()));
+        let token = rows.token + token + g;
+        let column = first + 2 * t;
+        if rows.exist && token < m && column < columns {
+            // SAFETY: below m and the columns, of which there is an even number.
+            let to = unsafe { y[token * columns + column..].as_ptr_unchecked() };
+            gpu_asm!("st.global.b32 [{p}], {v};", p = in(_) to, v = in(_) u32::reinterpret(turned));
         }
-        let even = sum.extract(comptime!(2 * half)) + add[0];
-        let odd = sum.extract(comptime!(2 * half + 1)) + add[0];
-        if comptime!(shape.y_pairs) {
-            let turned = pack_transposed(even, odd, comptime!(shape.ty()));
-            let token = rows.token + token + g;
-            let row = rows.row + comptime!(8 * half) + 2 * t;
-            if rows.exist && token < m && row < n {
-                // SAFETY: below m and n, and n is even.
-                let to = unsafe { y[token * n + row..].as_ptr_unchecked() };
-                gpu_asm!("st.global.b32 [{p}], {v};", p = in(_) to, v = in(_) u32::reinterpret(turned));
+    } else {
+        let token = rows.token + token + 2 * t;
+        let column = first + g;
+        if rows.exist && column < columns {
+            if token < m {
+                y[token * columns + column] = F::cast_from(even);
             }
-        } else {
-            let token = rows.token + token + 2 * t;
-            if rows.exist && row < n {
-                if token < m {
-                    y[token * n + row] = F::cast_from(even);
-                }
-                if token + 1 < m {
-                    y[(token + 1) * n + row] = F::cast_from(odd);
-                }
+            if token + 1 < m {
+                y[(token + 1) * columns + column] = F::cast_from(odd);
             }
         }
     }
