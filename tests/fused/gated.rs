@@ -16,8 +16,9 @@ fn weight(seed: u64, n: usize) -> Result<Quantized> {
     let format = Format { bits: Bits::Four, group: Group::Size(32) };
     let codes =
         values(seed, n * K).iter().map(|v| ((v.abs() * 256.0) as usize % 16) as u8).collect();
-    let scales = values(seed + 1, n * 3).iter().map(|v| if *v < 0.0 { 0.125 } else { 0.25 });
-    let (scales, table) = (scales.collect(), Table::int(format.bits));
+    let signs = values(seed + 1, n * 3);
+    let scales = signs.iter().map(|v| if *v < 0.0 { 0.125 } else { 0.25 }).collect();
+    let table = Table::int(format.bits);
     Ok(Quantized::new(QuantizedParts { n, k: K, format, codes, scales, table })?)
 }
 

@@ -46,13 +46,15 @@ impl DensePlan {
     }
 
     /// Microseconds on an H200, like `StreamPlan::cost`: decoding, a product that is bound by its arithmetic or by
-    /// reading the decoded weight, and two events. The host takes 65 for all of it.
+    /// reading the decoded weight, and two events; and a gate behind it, which reads both parts and writes one. The host
+    /// takes 65 for all of it.
     pub(super) fn cost(problem: &Problem) -> f64 {
-        let Problem { m, n, k, format, .. } = *problem;
+        let Problem { m, n, k, format, gate, .. } = *problem;
         let weights = (n * k) as f64;
         let decode = weights * (f64::from(format.bits.get()) / 8.0 + 2.0) / 3.9e6;
         let product = (2.0 * weights * m as f64 / 720e6).max(2.0 * weights / 4.2e6);
-        (decode + product + 12.0).max(65.0)
+        let gated = if gate.is_some() { 3.0 * (m * n) as f64 / 3.9e6 } else { 0.0 };
+        (decode + product + gated + 12.0).max(65.0)
     }
 
     pub(super) fn validate(&self, problem: &Problem, limits: &Limits) -> Result<()> {
