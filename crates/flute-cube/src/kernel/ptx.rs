@@ -227,25 +227,6 @@ pub(in crate::kernel) fn sync_some(#[comptime] units: u32) {
     gpu_asm!("bar.sync 1, {n};", n = const units);
 }
 
-/// Arrives at the barrier at the shared address `barrier` of the cluster's cube `rank`; what was written before is seen
-/// by those who wait there.
-#[cube]
-pub(in crate::kernel) fn arrive_in_cluster(barrier: u32, #[comptime] rank: u32) {
-    gpu_asm!(
-        "{{ .reg .b32 a; mapa.shared::cluster.u32 a, {b}, {r}; mbarrier.arrive.release.cluster.shared::cluster.b64 _, [a]; }}",
-        b = in(_) u32::reinterpret(barrier), r = const rank,
-    );
-}
-
-/// Waits until the phase of `parity` of a barrier of this cube is over, at which cubes of the cluster arrive.
-#[cube]
-pub(in crate::kernel) fn wait_for_cluster(barrier: u32, #[comptime] parity: u32) {
-    gpu_asm!(
-        "{{ .reg .pred p; WAIT: mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [{b}], {p}; @p bra DONE; bra WAIT; DONE: }}",
-        b = in(_) u32::reinterpret(barrier), p = const parity,
-    );
-}
-
 /// Four sums at a distance from the shared address `address` of the cluster's cube `rank`.
 #[cube]
 pub(in crate::kernel) fn load_cluster_x4(

@@ -48,9 +48,19 @@ impl Sizes {
     pub(crate) fn scales(self) -> usize {
         32 * self.groups * self.plan.tiles as usize
     }
-    /// Of a block, at the start of which the matrix unit's swizzle repeats.
+    /// Tokens and words of a block, at the start of which the matrix unit's swizzle repeats.
     pub(crate) fn block(self) -> usize {
-        (self.tokens() + self.words() + self.scales()).next_multiple_of(1024)
+        (self.tokens() + self.words()).next_multiple_of(1024)
+    }
+    /// Scales of a block where a tensor copy may put them. They lie behind all blocks: among them they would take 1024
+    /// bytes each, and 16 row tiles with 128 tokens a stage less.
+    pub(crate) fn scales_apart(self) -> usize {
+        self.scales().next_multiple_of(128)
+    }
+    /// Of all rings.
+    pub(crate) fn rings(self) -> usize {
+        let StreamPlan { warpgroups_k, stages, blocks, .. } = self.plan;
+        (warpgroups_k * stages * blocks) as usize * (self.block() + self.scales_apart())
     }
 }
 
@@ -58,8 +68,6 @@ impl Sizes {
 pub(super) const FEW: usize = 8;
 /// Row tiles of a warpgroup.
 const TILES: u32 = 4;
-/// What the alignment of the stages may cost, and the barriers.
-const SLACK: usize = 2048;
 /// Rows of x beyond which a cube's sums leave no room for four warpgroups.
 const MOST_TOKENS: usize = 128;
 
@@ -116,10 +124,12 @@ impl StreamPlan {
     /// Bytes of shared memory on a device of `processors`.
     pub fn shared_bytes(&self, problem: &Problem, processors: usize) -> usize {
         let sizes = self.sizes(problem);
-        let rings = (self.warpgroups_k * self.stages * self.blocks) as usize * sizes.block();
+        let rings = sizes.rings();
         let sums = self.sums_bytes();
         let both = if self.ends(problem, processors) { rings.max(sums) } else { rings + sums };
-        both + table_bytes(sizes.bits) + SLACK
+        // Two barriers a stage, and the end of a vector of 16 bytes.
+        let barriers = 16 * (self.warpgroups_k * self.stages + 1) as usize;
+        both + table_bytes(sizes.bits) + barriers
     }
 
     fn sizes(&self, problem: &Problem) -> Sizes {
@@ -218,9 +228,7 @@ impl StreamPlan {
                     stages: 0,
                     split,
                 };
-                // A cluster that goes on to further tiles waits for its own fold each time: 167 µs where 90 were to be had.
-                let lasts = split > 1 && !plan.ends(problem, limits.processors);
-                if lasts || plan.shares() > 1 && blocks < 2 * plan.shares() {
+                if plan.shares() > 1 && blocks < 2 * plan.shares() {
                     continue;
                 }
                 // Two blocks a stage halve what a stage costs; but who brings as a side job is late with them.
@@ -229,7 +237,8 @@ impl StreamPlan {
                     false => &[(1, 8), (1, 6), (1, 5), (1, 4), (1, 3)],
                 };
                 let rings = rings.iter().map(|&(blocks, stages)| Self { blocks, stages, ..plan });
-                plans.extend(rings.into_iter().find(|p| p.validate(problem, limits).is_ok()));
+                let fits = rings.into_iter().find(|p| p.validate(problem, limits).is_ok());
+                plans.extend(fits);
             }
         }
         plans.sort_by(|a, b| a.cost(problem, limits).total_cmp(&b.cost(problem, limits)));
@@ -256,7 +265,8 @@ impl StreamPlan {
         let tiles = (1..=self.warpgroups * TILES).contains(&self.tiles);
         let tokens = matches!(self.tokens, 8 | 16 | 32 | 64 | 128);
         let split = matches!(self.split, 1 | 2 | 4 | 8) && matches!(self.blocks, 1 | 2);
-        if !(counts && tiles && tokens && split && (3..=16).contains(&self.stages)) {
+        let depths = (3..=16).contains(&self.stages);
+        if !(counts && tiles && tokens && split && depths) {
             let reason = format!(
                 "{self}: warpgroups must lie in 1..=8, tiles in 1..={}, tokens be 8, 16, 32, 64 or 128, stages lie in 3..=16, blocks be 1 or 2, and split be 1, 2, 4 or 8",
                 TILES * self.warpgroups
@@ -264,7 +274,10 @@ impl StreamPlan {
             return Err(Error::InvalidPlan { reason });
         }
         let units = self.units();
+        // A cluster that went on to further tiles would wait for its own fold each time: 167 µs where 90 were to be had.
+        let clusters = if self.split > 1 { self.items(problem) } else { 0 };
         for (what, needed, offered) in [
+            ("clusters at once", clusters, Self::room(limits.processors, self.split)),
             (
                 "bytes of shared memory",
                 self.shared_bytes(problem, limits.processors),

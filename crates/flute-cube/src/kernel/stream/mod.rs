@@ -55,7 +55,7 @@ impl Shape {
     fn table_bytes(self) -> usize {
         table_bytes(self.bits)
     }
-    /// Of a block in a stage: tokens, words, scales.
+    /// Of a block in a stage: tokens, then words.
     fn block_bytes(self) -> usize {
         self.sizes().block()
     }
@@ -65,15 +65,23 @@ impl Shape {
     fn words_at(self) -> usize {
         self.sizes().tokens()
     }
+    fn stages(self) -> usize {
+        (self.plan.warpgroups_k * self.plan.stages) as usize
+    }
+    /// Where the scales of all stages begin, in the order of the stages.
     fn scales_at(self) -> usize {
-        self.words_at() + self.sizes().words()
+        self.stages() * self.stage_bytes()
+    }
+    fn block_scales(self) -> usize {
+        self.sizes().scales_apart()
     }
     /// Bytes that tensor copies write into a stage.
     fn copied_bytes(self) -> usize {
-        self.plan.blocks as usize * (self.scales_at() + self.sizes().scales())
+        let sizes = self.sizes();
+        self.plan.blocks as usize * (sizes.tokens() + sizes.words() + sizes.scales())
     }
     fn table_at(self) -> usize {
-        let rings = (self.plan.warpgroups_k * self.plan.stages) as usize * self.stage_bytes();
+        let rings = self.sizes().rings();
         if self.ends { rings.max(self.plan.sums_bytes()) } else { rings }
     }
     fn sums_at(self) -> usize {
@@ -83,13 +91,9 @@ impl Shape {
         let sums = if self.ends { 0 } else { self.plan.sums_bytes() };
         self.table_at() + self.table_bytes() + sums
     }
-    /// The barrier at which a cluster meets.
-    fn met_at(self) -> usize {
-        self.barriers_at() + 8 * (self.plan.warpgroups_k * self.plan.stages) as usize
-    }
     /// All but the *full* barriers.
     fn shared_bytes(self) -> usize {
-        (self.met_at() + 8).next_multiple_of(16)
+        (self.barriers_at() + 8 * self.stages()).next_multiple_of(16)
     }
     /// Words of a lane.
     fn words(self) -> usize {

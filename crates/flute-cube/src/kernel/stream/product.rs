@@ -7,10 +7,10 @@ use super::{
     Shape,
     chain::{accumulate, finish, issue, settle},
     ring::{
-        self, Ahead, Map, Place, Ring, Source, advance, begin, bring, go_on, init_barriers, more,
-        release, wait_full,
+        self, Ahead, Map, Place, Ring, Source, advance, begin, block_of, bring, go_on,
+        init_barriers, more, release, stage_of, wait_full,
     },
-    sums::{Rows, fold},
+    sums::{Rows, attend_folds, fold},
     weight::{address_of, decode, fill_table, load_codes, load_scales, no_codes},
 };
 use crate::{
@@ -101,6 +101,10 @@ fn product<F: Float, A: Size, P: Size, S: Size, D: Size>(
     let ring = Ring {
         number,
         stages: start + (number * comptime!(plan.stages as usize * shape.stage_bytes())) as u32,
+        scales: start
+            + comptime!(shape.scales_at() as u32)
+            + (number * comptime!((plan.stages * plan.blocks) as usize * shape.block_scales()))
+                as u32,
         full: ring::address_of(&full) + barriers,
         empty: start + comptime!(shape.barriers_at() as u32) + barriers,
     };
@@ -109,9 +113,19 @@ fn product<F: Float, A: Size, P: Size, S: Size, D: Size>(
     let brings = UNIT_POS & 31u32 == 0u32
         && if comptime!(plan.brings_beside()) { !works } else { tile == 0 };
     if brings {
-        init_barriers(&ring, start + comptime!(shape.met_at() as u32), shape);
+        init_barriers(&ring, shape);
     }
-    if comptime!(!plan.brings_beside()) {
+    // What there is room for is asked for before anybody waits for anybody.
+    if comptime!(plan.brings_beside()) {
+        if brings {
+            for _stage in 0..plan.stages {
+                if more(&mut ahead, &source) {
+                    bring(x, words, scales, &mut shared, &full, &ring, &mut ahead, shape);
+                    go_on(&mut ahead, &source, shape);
+                }
+            }
+        }
+    } else {
         for _stage in 0..comptime!(plan.stages - 2) {
             if more(&mut ahead, &source) {
                 if brings {
@@ -132,6 +146,9 @@ fn product<F: Float, A: Size, P: Size, S: Size, D: Size>(
                 bring(x, words, scales, &mut shared, &full, &ring, &mut ahead, shape);
                 go_on(&mut ahead, &source, shape);
             }
+        }
+        if !works {
+            attend_folds(shape);
         }
     }
     if works {
@@ -202,7 +219,7 @@ fn multiply<F: Float, A: Size, P: Size, S: Size, D: Size>(
     let mut item = CUBE_POS_X as usize;
     if item < source.items && source.first < source.end {
         wait_full(ring, &at);
-        load_codes(&mut codes, ring.stages, own, lane, shape);
+        load_codes(&mut codes, &stage_of(ring, &at, shape), own, lane, shape);
         if exist {
             even = decode::<A>(&codes, table, 0usize, shape);
         }
@@ -211,7 +228,7 @@ fn multiply<F: Float, A: Size, P: Size, S: Size, D: Size>(
         let mut sums = Vector::<f32, D>::new(0.0f32);
         let mut step = source.first;
         while step < source.end {
-            let stage = ring.stages + at.slot * comptime!(shape.stage_bytes() as u32);
+            let stage = stage_of(ring, &at, shape);
             let used = ring.empty + at.slot * 8u32;
             advance(&mut at, shape);
             step += comptime!(plan.warpgroups_k as usize);
@@ -219,14 +236,14 @@ fn multiply<F: Float, A: Size, P: Size, S: Size, D: Size>(
             #[unroll]
             for part in 0..comptime!(2 * blocks) {
                 let (block, half) = comptime!((part / 2, part % 2));
-                let base = stage + comptime!((block * shape.block_bytes()) as u32);
+                let base = block_of(&stage, block, shape);
                 // Start address in units of 16 bytes; the distance along k within a swizzled row means nothing.
-                let descriptor = ((base & 0x3_ffffu32) >> 4u32) | (1u32 << 16u32);
+                let descriptor = ((base.block & 0x3_ffffu32) >> 4u32) | (1u32 << 16u32);
                 let chains = comptime!(shape.chains(half));
                 let weights = if comptime!(half == 0) { even } else { odd };
                 let mut factors = Vector::<f32, S>::new(0.0f32);
                 if comptime!(!plan.scales_weights()) {
-                    factors = load_scales::<F, S>(base, own, lane, half, shape);
+                    factors = load_scales::<F, S>(&base, own, lane, half, shape);
                 }
                 let products = if comptime!(plan.scales_weights()) {
                     accumulate::<A, D, P>(weights, descriptor, sums, chains)
@@ -252,12 +269,10 @@ fn multiply<F: Float, A: Size, P: Size, S: Size, D: Size>(
                         odd = decode::<A>(&codes, table, 1usize, shape);
                     }
                     if comptime!(block + 1 < blocks) {
-                        let next = base + comptime!(shape.block_bytes() as u32);
-                        load_codes(&mut codes, next, own, lane, shape);
+                        load_codes(&mut codes, &block_of(&base, 1usize, shape), own, lane, shape);
                     } else if !last {
                         wait_full(ring, &at);
-                        let next = ring.stages + at.slot * comptime!(shape.stage_bytes() as u32);
-                        load_codes(&mut codes, next, own, lane, shape);
+                        load_codes(&mut codes, &stage_of(ring, &at, shape), own, lane, shape);
                     }
                 } else if exist {
                     even = decode::<A>(&codes, table, 0usize, shape);

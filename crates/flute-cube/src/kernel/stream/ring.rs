@@ -53,15 +53,16 @@ pub(super) fn advance(place: &mut Place, #[comptime] shape: Shape) {
 pub(super) struct Ring {
     /// Its number among the cube's.
     pub(super) number: usize,
-    /// Shared addresses of its first stage, its first *full* and its first *empty* barrier.
+    /// Shared addresses of its first stage, of that one's scales, its first *full* and its first *empty* barrier.
     pub(super) stages: u32,
+    pub(super) scales: u32,
     pub(super) full: u32,
     pub(super) empty: u32,
 }
 
 /// One unit's work, before it asks for anything and others use the barriers.
 #[cube]
-pub(super) fn init_barriers(ring: &Ring, met: u32, #[comptime] shape: Shape) {
+pub(super) fn init_barriers(ring: &Ring, #[comptime] shape: Shape) {
     #[unroll]
     for slot in 0..comptime!(shape.plan.stages) {
         let full = ring.full + comptime!(slot * 8);
@@ -70,12 +71,6 @@ pub(super) fn init_barriers(ring: &Ring, met: u32, #[comptime] shape: Shape) {
         gpu_asm!(
             "mbarrier.init.shared::cta.b64 [{b}], {n};",
             b = in(_) empty, n = const 4 * shape.plan.warpgroups,
-        );
-    }
-    if comptime!(shape.plan.split > 1) && ring.number == 0 {
-        gpu_asm!(
-            "mbarrier.init.shared::cta.b64 [{b}], {n};",
-            b = in(_) met, n = const shape.plan.split as usize * shape.plan.workers() / 32,
         );
     }
     gpu_asm!("fence.mbarrier_init.release.cluster; fence.proxy.async.shared::cta;");
@@ -88,6 +83,31 @@ fn wait(barrier: u32, parity: u32) {
         "{{ .reg .pred p; WAIT: mbarrier.try_wait.parity.shared::cta.b64 p, [{b}], {p}; @p bra DONE; bra WAIT; DONE: }}",
         b = in(_) u32::reinterpret(barrier), p = in(_) u32::reinterpret(parity),
     );
+}
+
+/// A stage: the shared addresses of its first block and of that one's scales.
+#[derive(CubeType)]
+pub(super) struct Stage {
+    pub(super) block: u32,
+    pub(super) scales: u32,
+}
+
+#[cube]
+pub(super) fn stage_of(ring: &Ring, place: &Place, #[comptime] shape: Shape) -> Stage {
+    let scales = comptime!(shape.plan.blocks as usize * shape.block_scales());
+    Stage {
+        block: ring.stages + place.slot * comptime!(shape.stage_bytes() as u32),
+        scales: ring.scales + place.slot * comptime!(scales as u32),
+    }
+}
+
+/// The stage's block `block`.
+#[cube]
+pub(super) fn block_of(stage: &Stage, #[comptime] block: usize, #[comptime] shape: Shape) -> Stage {
+    Stage {
+        block: stage.block + comptime!((block * shape.block_bytes()) as u32),
+        scales: stage.scales + comptime!((block * shape.block_scales()) as u32),
+    }
 }
 
 /// Until the stage of `place` is there.
@@ -189,7 +209,9 @@ pub(super) fn bring(
         barrier.tma_load_2d(x, &mut shared[first..other], ahead.token, column);
         let column = column + comptime!(PANEL as i32);
         barrier.tma_load_2d(x, &mut shared[other..end], ahead.token, column);
-        let at = first + comptime!(shape.scales_at() / 16);
+        let apart = (number * comptime!(plan.blocks as usize) + block)
+            * comptime!(shape.block_scales() / 16);
+        let at = comptime!(shape.scales_at() / 16) + apart;
         let end = at + comptime!(plan.tiles as usize * shape.groups() * 2);
         let column = scale_column(kb, shape) as i32;
         barrier.tma_load_2d(scales, &mut shared[at..end], ahead.tile, column);
