@@ -158,6 +158,9 @@ pub fn attend(client: &Client, problem: &Attend, buffers: &AttendBuffers) -> Res
         let form = prompt::launch(client, problem, buffers, &limits);
         return accepted(client, Kernel::Prompt(form), y);
     }
+    if let Some(form) = kernel::cluster::launch(client, problem, buffers, &limits) {
+        return accepted(client, Kernel::Attend(form), y);
+    }
     let (form, sums) = kernel::launch(client, problem, buffers, &limits);
     accepted(client, Kernel::Partial(form), &sums)?;
     accepted(client, Kernel::Fold(form), y)

@@ -93,6 +93,9 @@ pub fn attend_next(client: &Client, problem: &Attend, buffers: &NextBuffers) -> 
     if batch * tokens == 0 {
         return Ok(());
     }
+    if let Some(form) = attend::cluster::launch_next(client, problem, buffers, &limits) {
+        return accepted(client, Kernel::Attend(form), y);
+    }
     let (form, sums) = kernel::launch(client, problem, buffers, &limits);
     accepted(client, Kernel::Partial(form), &sums)?;
     accepted(client, Kernel::Fold(form), y)
