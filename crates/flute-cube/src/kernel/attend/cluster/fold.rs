@@ -2,8 +2,8 @@
 
 use super::{CUBES, Form, MASKED, PLANES, walk::address_of, weights::{Running, base_of}};
 use crate::kernel::{
-    prompt::ptx::{exchange, exp2, pack_transposed},
-    ptx::{F4, U4, load_cluster_x4, sync_cluster},
+    prompt::ptx::{exchange, exp2, pack_transposed, reciprocal},
+    ptx::{F4, U4, leave_cluster, load_cluster_x4, sync_cluster},
 };
 use cubecl::prelude::*;
 
@@ -62,8 +62,8 @@ pub(super) fn fold(
             let all = joined(&parts, &stats, PLANES);
             // A sequence that sees nothing gets nothing.
             let (even, odd) = (all.stats.extract(2usize), all.stats.extract(3usize));
-            let even = select(even > 0.0f32, 1.0f32 / even, 0.0f32);
-            let odd = select(odd > 0.0f32, 1.0f32 / odd, 0.0f32);
+            let even = select(even > 0.0f32, reciprocal(even), 0.0f32);
+            let odd = select(odd > 0.0f32, reciprocal(odd), 0.0f32);
             let (a, b) = (all.sum.extract(0usize) * even, all.sum.extract(1usize) * odd);
             let (c, d) = (all.sum.extract(2usize) * even, all.sum.extract(3usize) * odd);
             // Rows of features become rows of heads, as they lie in y.
@@ -83,8 +83,8 @@ pub(super) fn fold(
         }
         tile += CUBES;
     }
-    // Others may still read what this cube has.
-    sync_cluster();
+    // Others may still read what this cube has; what it has read went through a barrier.
+    leave_cluster();
 }
 
 /// Weighted values of two heads, and of both the greatest score and then the sum of weights.

@@ -4,37 +4,66 @@ use super::{Form, ROWS, Shape, walk::Walk};
 use crate::kernel::{
     blocks::row_of,
     prompt::ptx::load_transposed,
-    ptx::{F4, U4, copy_stream, load_matrices, mma},
+    ptx::{F4, U4, copy_stream_ahead, load_matrices, mma},
 };
 use cubecl::prelude::*;
 
-/// Asks for the keys, or the values, of the 16 positions from `begin` on, which lie in `block`. What the sequence does not
-/// see becomes 0: the cache may hold anything there, and what it holds must not meet a weight of 0.
+/// Sixteen positions of a sequence, as a lane copies their keys or their values.
+#[derive(CubeType)]
+pub(super) struct Source {
+    /// The lane's first vector in the cache.
+    from: usize,
+    /// The position of its first row, from the first that is seen on.
+    row: usize,
+    /// Positions that are copied, from there on.
+    count: usize,
+}
+
+/// The 16 positions from `begin` on, which lie in `block`.
 #[cube]
-pub(super) fn bring(
-    cache: &[U4],
+pub(super) fn source(
     begin: usize,
     block: usize,
-    target: u32,
     walk: &Walk,
     shape: &Shape,
     #[comptime] form: Form,
-) {
+) -> Source {
     let lane = (UNIT_POS_X & 31u32) as usize;
     let row_vectors = comptime!(form.dim / 8);
-    let there = block < shape.blocks;
     // Of a tile that lies in no block nothing is read, but addresses are those of memory.
-    let block = min(block, shape.blocks - 1usize);
-    let from = row_of(block, CUBE_COUNT_Y as usize, CUBE_POS_Y as usize, begin) * row_vectors;
+    let held = min(block, shape.blocks - 1usize);
+    let row = row_of(held, CUBE_COUNT_Y as usize, CUBE_POS_Y as usize, begin);
+    Source {
+        from: row * row_vectors + lane,
+        row: begin - walk.seen.first,
+        count: select(block < shape.blocks, walk.copied - walk.seen.first, 0usize),
+    }
+}
+
+/// Asks for the keys, or the values. What the sequence does not see becomes 0: the cache may hold anything there, and what
+/// it holds must not meet a weight of 0.
+#[cube]
+pub(super) fn bring(cache: &[U4], source: &Source, target: u32, #[comptime] form: Form) {
+    let lane = (UNIT_POS_X & 31u32) as usize;
+    let row_vectors = comptime!(form.dim / 8);
     #[unroll]
     for round in 0..comptime!(ROWS * form.dim / 8 / 32) {
-        let vector = comptime!(32 * round) + lane;
-        let row = vector / row_vectors;
-        let position = begin + row;
-        let seen = there && position >= walk.seen.first && position < walk.copied;
-        // Rows are a vector longer there.
-        let to = target + ((vector + row) * 16) as u32;
-        copy_stream(cache, from + vector, to, 0u32, seen, 16u32);
+        let ahead = comptime!(32 * 16 * round as u32);
+        // Rows are a vector longer in shared memory. A row before the first that is seen wraps around.
+        if comptime!(32 % row_vectors == 0) {
+            let rows = comptime!(32 / row_vectors);
+            let row = lane / row_vectors;
+            let to = target + ((lane + row) * 16) as u32;
+            let distance = comptime!((round * (32 + rows) * 16) as u32);
+            let seen = source.row + row + comptime!(round * rows) < source.count;
+            copy_stream_ahead(cache, source.from, ahead, to, distance, seen);
+        } else {
+            let vector = comptime!(32 * round) + lane;
+            let row = vector / row_vectors;
+            let to = target + ((vector + row) * 16) as u32;
+            let seen = source.row + row < source.count;
+            copy_stream_ahead(cache, source.from, ahead, to, 0u32, seen);
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 //! the last tile, which nobody reads back from there.
 
 use super::{CHUNK, Form, ROWS, Shape, walk::{Walk, block_of}};
-use crate::kernel::{blocks::row_of, ptx::U4, rotate::turned};
+use crate::kernel::{blocks::row_of, ptx::{U4, load_word}, rotate::turned};
 use cubecl::prelude::*;
 
 /// Of the new row the lane's vector of 16 bytes in the first half, and its partner in the second: the first 16 lanes hold
@@ -27,7 +27,7 @@ pub(super) fn loaded(tokens: &[u32], heads: usize, #[comptime] form: Form) -> Ar
         let row = (first + head) * comptime!(form.dim / 2) + lane % 4;
         #[unroll]
         for e in 0..pieces {
-            queries[comptime!(j * pieces + e)] = tokens[row + comptime!(4 * e)];
+            queries[comptime!(j * pieces + e)] = load_word::<u32>(tokens, row + comptime!(4 * e));
         }
     }
     queries
@@ -127,6 +127,8 @@ pub(super) fn put(
 ) {
     let half = comptime!(form.dim / 16);
     let lane = (UNIT_POS_X & 31u32) as usize;
+    // The zeros that other lanes have copied there have arrived.
+    sync_plane();
     if lane / 16 == value && lane % 16 < half {
         let row = walk.position % CHUNK % ROWS * comptime!(form.stride());
         let to = stage + comptime!(value * form.side()) + row + lane % 16;

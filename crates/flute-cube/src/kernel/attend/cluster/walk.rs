@@ -4,13 +4,13 @@ use super::{
     CHUNK, CUBES, Form, ROWS, Seen, Shape,
     fold::fold,
     seen,
-    tile::{bring, gather, score},
+    tile::{bring, gather, score, source},
     token::{New, loaded, put, rotate, store},
     weights::{begin_running, weigh},
 };
 use crate::kernel::{
     blocks::block_at,
-    ptx::{F4, U4, await_groups, commit_copies, shared_address},
+    ptx::{F4, U4, await_groups, commit_copies, load_word, shared_address},
 };
 use cubecl::{ir::ElemType, prelude::*};
 
@@ -50,10 +50,12 @@ pub(super) fn attend(
 ) {
     let mut shared = Shared::<[U4]>::new_aligned_slice(comptime!(form.vectors()), 128usize);
     let base = address_of(&shared);
-    let mut walk = walk(start, &shape, form);
-    set_out(keys, values, table, base, &mut walk, &shape, form);
+    let (mut walk, blocks) = walk(start, table, &shape, form);
     let heads = CUBE_COUNT_Y as usize * comptime!(form.group);
     let queries = loaded(query, heads, form);
+    // What was asked for so far is not to be asked for later.
+    sync_plane();
+    set_out(keys, values, &blocks, base, &mut walk, &shape, form);
     let new = New { low: U4::new(0u32), high: U4::new(0u32) };
     go(keys, values, table, &queries, &new, &mut shared, y, &mut walk, &shape, form);
 }
@@ -75,10 +77,12 @@ pub(super) fn next<F: Float>(
 ) {
     let mut shared = Shared::<[U4]>::new_aligned_slice(comptime!(form.vectors()), 128usize);
     let base = address_of(&shared);
-    let mut walk = walk(start, &shape, form);
-    set_out(&*keys, &*values, table, base, &mut walk, &shape, form);
+    let (mut walk, blocks) = walk(start, table, &shape, form);
     let heads = CUBE_COUNT_Y as usize * comptime!(form.group + 2);
     let mut queries = loaded(qkv, heads, form);
+    // As above.
+    sync_plane();
+    set_out(&*keys, &*values, &blocks, base, &mut walk, &shape, form);
     rotate::<F>(&mut queries, cos, sin, walk.position, form);
     let new = store::<F>(qkv, cos, sin, table, keys, values, &walk, &shape, form);
     go(&*keys, &*values, table, &queries, &new, &mut shared, y, &mut walk, &shape, form);
@@ -90,21 +94,35 @@ pub(super) fn address_of(shared: &Shared<[U4]>) -> u32 {
     shared_address::<U4>(unsafe { shared.as_ptr_unchecked() })
 }
 
+/// The way of this plane, and the blocks of its first tiles.
 #[cube]
-fn walk(start: &[i32], shape: &Shape, #[comptime] form: Form) -> Walk {
+fn walk(
+    start: &[i32],
+    table: &[i32],
+    shape: &Shape,
+    #[comptime] form: Form,
+) -> (Walk, Array<u32>) {
     let (rank, batch) = (CUBE_POS_X as usize, CUBE_POS_Z as usize);
     let plane = UNIT_POS_Y as usize;
-    let begin = start[batch];
+    let begin = i32::reinterpret(load_word::<i32>(start, batch));
     let seen = seen(begin, shape.capacity, shape.window, form.windowed);
     let first = seen.first / CHUNK;
+    let entries = batch * shape.entries;
+    let mut blocks = Array::<u32>::new(comptime!(form.stages + 1));
+    // Without a window these loads wait for no other.
+    #[unroll]
+    for i in 0..comptime!(form.stages + 1) {
+        let entry = min(first + rank + comptime!(i * CUBES), shape.entries - 1usize);
+        blocks[i] = load_word::<i32>(table, entries + entry);
+    }
     let chunks = seen.end.div_ceil(CHUNK) - first;
     let position = u32::cast_from(begin) as usize;
     let within = begin >= 0 && position < shape.capacity;
     let fills = within && comptime!(form.rotates);
     let place = position % CHUNK;
     let chunk = position / CHUNK - select(within, first, 0usize);
-    Walk {
-        entries: batch * shape.entries,
+    let walk = Walk {
+        entries,
         copied: seen.end - select(fills, 1usize, 0usize),
         chunk: first + rank,
         tiles: (chunks + comptime!(CUBES - 1) - rank) / CUBES,
@@ -114,7 +132,8 @@ fn walk(start: &[i32], shape: &Shape, #[comptime] form: Form) -> Walk {
         block: 0usize.runtime(),
         present: 0u32.runtime(),
         seen,
-    }
+    };
+    (walk, blocks)
 }
 
 /// The block in which tile `i` lies.
@@ -140,33 +159,29 @@ fn is_there(block: usize, shape: &Shape) -> u32 {
 fn set_out(
     keys: &[U4],
     values: &[U4],
-    table: &[i32],
+    blocks: &Array<u32>,
     base: u32,
     walk: &mut Walk,
     shape: &Shape,
     #[comptime] form: Form,
 ) {
-    let mut blocks = Array::<u32>::new(comptime!(form.stages + 1));
-    #[unroll]
-    for i in 0..comptime!(form.stages + 1) {
-        blocks[i] = block_of(table, &*walk, i, shape) as u32;
-    }
     let mut present = 0u32;
     #[unroll]
     for i in 0..comptime!(form.stages) {
         let block = blocks[i] as usize;
         present |= is_there(block, shape) << comptime!(i as u32);
-        let target = base + (walk.ring as u32 + comptime!((2 * i * form.side()) as u32)) * 16u32;
-        let begin = begin_of(&*walk, i);
         if i < walk.tiles {
-            bring(keys, begin, block, target, &*walk, shape, form);
+            let target =
+                base + (walk.ring as u32 + comptime!((2 * i * form.side()) as u32)) * 16u32;
+            let source = source(begin_of(&*walk, i), block, &*walk, shape, form);
+            bring(keys, &source, target, form);
+            commit_copies();
+            bring(values, &source, target + comptime!(form.side() as u32 * 16), form);
+            commit_copies();
+        } else {
+            commit_copies();
+            commit_copies();
         }
-        commit_copies();
-        if i < walk.tiles {
-            let target = target + comptime!(form.side() as u32 * 16);
-            bring(values, begin, block, target, &*walk, shape, form);
-        }
-        commit_copies();
     }
     walk.present = present;
     walk.block = blocks[comptime!(form.stages)] as usize;
@@ -205,7 +220,8 @@ fn go(
     let mut i = 0usize;
     while i < walk.tiles {
         let ahead = i + comptime!(form.stages);
-        let (begin, begin_ahead) = (begin_of(&*walk, i), begin_of(&*walk, ahead));
+        let begin = begin_of(&*walk, i);
+        let source = source(begin_of(&*walk, ahead), walk.block, &*walk, shape, form);
         let at = (stage * 16) as u32;
         let ends_here = walk.owns && i + 1 == walk.tiles;
         await_groups(newest);
@@ -218,7 +234,7 @@ fn go(
         let mut scores = score(queries, key_lane + at, form);
         sync_plane();
         if ahead < walk.tiles {
-            bring(keys, begin_ahead, walk.block, base + at, &*walk, shape, form);
+            bring(keys, &source, base + at, form);
         }
         commit_copies();
         // What lies in no block is not seen.
@@ -243,8 +259,7 @@ fn go(
         gather(&weights, &mut sums, value_lane + at, form);
         sync_plane();
         if ahead < walk.tiles {
-            let target = base + at + comptime!(form.side() as u32 * 16);
-            bring(values, begin_ahead, walk.block, target, &*walk, shape, form);
+            bring(values, &source, base + at + comptime!(form.side() as u32 * 16), form);
         }
         commit_copies();
         walk.present =
