@@ -207,8 +207,7 @@ fn rotations_may_begin_anywhere() {
             let (problem, start) = (Attend { dim: 64, ..shape(dtype) }, [150, 7, 199]);
             let blocks = Blocks::scattered(problem.batch, problem.capacity);
             let before = before(&problem, &start, &blocks);
-            let run =
-                |shift| step_of(runtime, &problem, (&before, &start, &blocks), true, shift);
+            let run = |shift| step_of(runtime, &problem, (&before, &start, &blocks), true, shift);
             let (aligned, shifted) = (run(0), run(1));
             assert!(aligned.keys == shifted.keys && aligned.values == shifted.values);
             // Other kernels may serve them, which round elsewhere.

@@ -6,6 +6,8 @@
 //! that a sequence gives the same bits in any batch, any cache and any blocks of it.
 //!
 //! While sequences are decoded, the first kernel also rotates q and k of their new tokens, and stores k and v (`next`).
+//!
+//! Where there are clusters and a matrix unit, one kernel takes the place of both (`cluster`).
 
 pub(crate) mod cluster;
 mod fold;

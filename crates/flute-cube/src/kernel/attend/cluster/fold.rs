@@ -1,6 +1,10 @@
 //! What the planes of a cluster have, into y: first that of the same plane of every cube, cube after cube, then the planes.
 
-use super::{CUBES, Form, MASKED, PLANES, walk::address_of, weights::{Running, base_of}};
+use super::{
+    CUBES, Form, MASKED, PLANES,
+    walk::address_of,
+    weights::{Running, base_of},
+};
 use crate::kernel::{
     prompt::ptx::{exchange, exp2, pack_transposed, reciprocal},
     ptx::{F4, U4, leave_cluster, load_cluster_x4, sync_cluster},
@@ -96,17 +100,10 @@ struct Part {
 
 /// What this plane and its likes in all cubes have of a tile.
 #[cube]
-fn gathered(
-    base: u32,
-    own: usize,
-    tile: usize,
-    column: usize,
-    #[comptime] form: Form,
-) -> Part {
+fn gathered(base: u32, own: usize, tile: usize, column: usize, #[comptime] form: Form) -> Part {
     let lane = (UNIT_POS_X & 31u32) as usize;
     let sums_at = base + ((own + 32 * tile + lane) * 16) as u32;
-    let stats_at =
-        base + ((own + comptime!(form.stats_at()) + 4 * column + lane % 4) * 16) as u32;
+    let stats_at = base + ((own + comptime!(form.stats_at()) + 4 * column + lane % 4) * 16) as u32;
     let mut parts = Array::<F4>::new(CUBES);
     let mut stats = Array::<F4>::new(CUBES);
     #[unroll]

@@ -75,16 +75,17 @@ impl Form {
         }
         // Clusters do not fill a device: with half as much again as there are cubes, all of them run at once.
         let cubes = CUBES * batch * key_heads;
-        let resident = [1, 2].into_iter().find(|cubes_of| 3 * cubes <= 2 * cubes_of * limits.processors);
+        let resident =
+            [1, 2].into_iter().find(|cubes_of| 3 * cubes <= 2 * cubes_of * limits.processors);
         // Of the memory of a multiprocessor each cube loses a kilobyte.
         let room = limits.shared_bytes / resident.unwrap_or(3) - 1024;
         let chunks = window.map_or(entries(capacity), |window| {
             entries(capacity).min((window + CHUNK - 2) / CHUNK + 1)
         });
         let deep = STAGES.into_iter().map(|stages| Self { stages, ..form });
-        let fits = deep.filter(|form| form.stages == 1 || form.bytes() <= room);
+        let mut fits = deep.filter(|form| form.stages == 1 || form.bytes() <= room);
         let enough = |form: &Self| form.stages >= chunks.div_ceil(CUBES);
-        fits.clone().find(enough).or(fits.last())
+        fits.clone().find(enough).or(fits.next_back())
     }
 
     /// A row of keys in shared memory, in vectors of 16 bytes: an odd number, so that `ldmatrix` meets no bank twice.

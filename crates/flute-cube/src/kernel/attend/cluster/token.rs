@@ -1,8 +1,15 @@
 //! Queries as the right operand of the matrix unit, and the new token: its rotation, its place in the cache, and its row of
 //! the last tile, which nobody reads back from there.
 
-use super::{CHUNK, Form, ROWS, Shape, walk::{Walk, block_of}};
-use crate::kernel::{blocks::row_of, ptx::{U4, load_word}, rotate::turned};
+use super::{
+    CHUNK, Form, ROWS, Shape,
+    walk::{Walk, block_of},
+};
+use crate::kernel::{
+    blocks::row_of,
+    ptx::{U4, load_word},
+    rotate::turned,
+};
 use cubecl::prelude::*;
 
 /// Of the new row the lane's vector of 16 bytes in the first half, and its partner in the second: the first 16 lanes hold

@@ -1,5 +1,8 @@
 //! The kernels themselves: what a plane does from its first table entry to its last tile.
 
+// What is known when the kernel is compiled stays apart from what is not: one condition would be compiled in.
+#![allow(clippy::collapsible_if)]
+
 use super::{
     CHUNK, CUBES, Form, ROWS, Seen, Shape,
     fold::fold,
@@ -96,12 +99,7 @@ pub(super) fn address_of(shared: &Shared<[U4]>) -> u32 {
 
 /// The way of this plane, and the blocks of its first tiles.
 #[cube]
-fn walk(
-    start: &[i32],
-    table: &[i32],
-    shape: &Shape,
-    #[comptime] form: Form,
-) -> (Walk, Array<u32>) {
+fn walk(start: &[i32], table: &[i32], shape: &Shape, #[comptime] form: Form) -> (Walk, Array<u32>) {
     let (rank, batch) = (CUBE_POS_X as usize, CUBE_POS_Z as usize);
     let plane = UNIT_POS_Y as usize;
     let begin = i32::reinterpret(load_word::<i32>(start, batch));
