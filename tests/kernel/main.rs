@@ -22,6 +22,7 @@ mod device;
 mod gate;
 mod gemv;
 mod hadamard;
+mod lengths;
 mod matrix;
 mod next;
 mod norm;
