@@ -64,10 +64,19 @@ impl Sizes {
     }
 }
 
+/// How the rows of W are cut where cubes go on to further items: into `wide` blocks that keep all warpgroups of a cube at
+/// work, and blocks for `narrow` of them, if any, in the last round. So a round of which little is left takes as little.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Cut {
+    pub(crate) wide: usize,
+    pub(crate) narrow: usize,
+}
+
 /// Rows of x up to which single planes may be faster.
 pub(super) const FEW: usize = 8;
 /// Row tiles of a warpgroup.
 const TILES: u32 = 4;
+const ROWS_OF_WARPGROUP: usize = pack::BLOCK_ROWS * TILES as usize;
 /// Rows of x beyond which a cube's sums leave no room for four warpgroups.
 const MOST_TOKENS: usize = 128;
 
@@ -153,6 +162,22 @@ impl StreamPlan {
         problem.n.div_ceil(self.rows()) * problem.m.div_ceil(self.tokens as usize)
     }
 
+    /// Which blocks of rows are narrow, on a device of `processors`: as narrow as the last round allows where every block
+    /// is for whole warpgroups, and nobody else works on its sums.
+    pub(crate) fn cut(&self, problem: &Problem, processors: usize) -> Cut {
+        let (room, items) = (Self::room(processors, self.split), self.items(problem));
+        let all = Cut { wide: problem.n.div_ceil(self.rows()), narrow: 0 };
+        if self.shares() > 1 || self.tiles < TILES * self.warpgroups || items <= room {
+            return all;
+        }
+        let (rounds, tokens) = (items.div_ceil(room), problem.m.div_ceil(self.tokens as usize));
+        let (each, units) = (self.warpgroups as usize, problem.n.div_ceil(ROWS_OF_WARPGROUP));
+        let wide = (rounds - 1) * room / tokens;
+        let rest = units.saturating_sub(wide * each);
+        let fits = |narrow: &usize| (wide + rest.div_ceil(*narrow)) * tokens <= rounds * room;
+        (1..each).find(fits).map_or(all, |narrow| Cut { wide, narrow })
+    }
+
     /// Cubes along n.
     pub(crate) fn cubes(&self, problem: &Problem, processors: usize) -> usize {
         Self::room(processors, self.split).min(self.items(problem))
@@ -176,6 +201,10 @@ impl StreamPlan {
     /// Microseconds on an H200: within a tenth of what was seen there with 4 bits.
     pub(super) fn cost(&self, problem: &Problem, limits: &Limits) -> f64 {
         let rounds = self.items(problem).div_ceil(Self::room(limits.processors, self.split));
+        let rounds = match self.cut(problem, limits.processors).narrow {
+            0 => rounds as f64,
+            narrow => rounds as f64 - 1.0 + narrow as f64 / f64::from(self.warpgroups),
+        };
         let steps = problem.k.div_ceil(pack::BLOCK_K).div_ceil(self.shares());
         let (tiles, tokens) = (f64::from(self.tiles), f64::from(self.tokens));
         let (warpgroups, rings) = (f64::from(self.warpgroups), f64::from(self.warpgroups_k));
@@ -201,7 +230,7 @@ impl StreamPlan {
             4 => 3.0,
             _ => 5.0,
         };
-        rounds as f64 * (steps as f64 * step / 1900.0 + fold) + 3.0 + cluster
+        rounds * (steps as f64 * step / 1900.0 + fold) + 3.0 + cluster
     }
 
     /// The most promising ways to share warpgroups and cubes between rows and k, with as many row tiles as give all
@@ -218,11 +247,11 @@ impl StreamPlan {
                 let room = Self::room(limits.processors, split);
                 let most = 4 * warpgroups as usize;
                 let rounds = (tiles.div_ceil(most) * token_tiles).div_ceil(room);
-                let own = (tiles * token_tiles).div_ceil(rounds * room).clamp(1, most) as u32;
+                let even = (tiles * token_tiles).div_ceil(rounds * room).clamp(1, most) as u32;
                 let plan = Self {
                     warpgroups,
                     warpgroups_k,
-                    tiles: own,
+                    tiles: even,
                     tokens,
                     blocks: 1,
                     stages: 0,
@@ -236,9 +265,16 @@ impl StreamPlan {
                     true => &[(2, 5), (2, 4), (2, 3), (1, 5), (1, 4), (1, 3)],
                     false => &[(1, 8), (1, 6), (1, 5), (1, 4), (1, 3)],
                 };
-                let rings = rings.iter().map(|&(blocks, stages)| Self { blocks, stages, ..plan });
-                let fits = rings.into_iter().find(|p| p.validate(problem, limits).is_ok());
-                plans.extend(fits);
+                // Even tiles, or all that warpgroups can take with an uneven last round.
+                let whole = Self { tiles: TILES * warpgroups, ..plan };
+                let cut = whole.cut(problem, limits.processors).narrow > 0;
+                for plan in [Some(plan), Some(whole).filter(|_| cut)].into_iter().flatten() {
+                    let fits = |&(blocks, stages): &(u32, u32)| {
+                        Some(Self { blocks, stages, ..plan })
+                            .filter(|plan| plan.validate(problem, limits).is_ok())
+                    };
+                    plans.extend(rings.iter().find_map(fits));
+                }
             }
         }
         plans.sort_by(|a, b| a.cost(problem, limits).total_cmp(&b.cost(problem, limits)));

@@ -43,6 +43,8 @@ struct Shape {
     y_pairs: bool,
     /// See [`StreamPlan::ends`].
     ends: bool,
+    /// Whether some blocks of rows are for fewer warpgroups than a cube has: see [`StreamPlan::cut`].
+    narrows: bool,
 }
 
 impl Shape {
@@ -141,8 +143,10 @@ fn launch_in<F: Float + CubeElement>(
     let Problem { m, n, k, format: Format { bits, group }, .. } = *problem;
     let x = vectors_of_x::<F>(client, problem, &operands.x);
     let processors = launch::limits(client).processors;
+    let cut = plan.cut(problem, processors);
     let shape = Shape {
         plan: *plan,
+        narrows: cut.narrow > 0,
         ends: plan.ends(problem, processors),
         bits: bits.get(),
         group: match group {
@@ -188,14 +192,17 @@ fn launch_in<F: Float + CubeElement>(
         let bias = BufferArg::from_raw_parts(bias, if problem.bias { n } else { 1 });
         let y = BufferArg::from_raw_parts(operands.y.clone(), m * n);
         let (m, n, k) = (m as u32, n as u32, k as u32);
+        let (wide, narrow) = (cut.wide as u32, cut.narrow as u32);
         let [a, p, s, d] = sizes;
         if plan.split > 1 {
             stream_gemm_cluster::launch_unchecked::<F>(
-                client, count, dim, a, p, s, d, x, words, scales, pairs, bias, y, m, n, k, shape,
+                client, count, dim, a, p, s, d, x, words, scales, pairs, bias, y, m, n, k, wide,
+                narrow, shape,
             );
         } else {
             stream_gemm::launch_unchecked::<F>(
-                client, count, dim, a, p, s, d, x, words, scales, pairs, bias, y, m, n, k, shape,
+                client, count, dim, a, p, s, d, x, words, scales, pairs, bias, y, m, n, k, wide,
+                narrow, shape,
             );
         }
     }

@@ -7,7 +7,7 @@ use super::{
     Shape,
     chain::{accumulate, finish, issue, settle},
     ring::{
-        self, Ahead, Map, Place, Ring, Source, advance, begin, block_of, bring, go_on,
+        self, Ahead, Map, Place, Ring, Source, advance, begin, block_of, bring, first_tile, go_on,
         init_barriers, more, release, stage_of, wait_full,
     },
     sums::{Rows, attend_folds, fold},
@@ -34,9 +34,11 @@ pub(super) fn stream_gemm<F: Float, A: Size, P: Size, S: Size, D: Size>(
     m: u32,
     n: u32,
     k: u32,
+    wide: u32,
+    narrow: u32,
     #[comptime] shape: Shape,
 ) {
-    product::<F, A, P, S, D>(x, words, scales, pairs, bias, y, m, n, k, shape);
+    product::<F, A, P, S, D>(x, words, scales, pairs, bias, y, m, n, k, wide, narrow, shape);
 }
 
 /// `y[m, n]`, where the cubes that split k are a cluster.
@@ -51,9 +53,11 @@ pub(super) fn stream_gemm_cluster<F: Float, A: Size, P: Size, S: Size, D: Size>(
     m: u32,
     n: u32,
     k: u32,
+    wide: u32,
+    narrow: u32,
     #[comptime] shape: Shape,
 ) {
-    product::<F, A, P, S, D>(x, words, scales, pairs, bias, y, m, n, k, shape);
+    product::<F, A, P, S, D>(x, words, scales, pairs, bias, y, m, n, k, wide, narrow, shape);
 }
 
 #[cube]
@@ -67,6 +71,8 @@ fn product<F: Float, A: Size, P: Size, S: Size, D: Size>(
     m: u32,
     n: u32,
     k: u32,
+    wide: u32,
+    narrow: u32,
     #[comptime] shape: Shape,
 ) {
     let plan = comptime!(shape.plan);
@@ -76,7 +82,14 @@ fn product<F: Float, A: Size, P: Size, S: Size, D: Size>(
     let first = min(CUBE_POS_Y as usize * share, steps);
     let end = min(first + share, steps);
     let token_tiles = m.div_ceil(comptime!(plan.tokens as usize));
-    let items = n.div_ceil(comptime!(plan.rows())) * token_tiles;
+    let (wide, narrow) = (wide as usize, narrow as usize);
+    let blocks = if comptime!(shape.narrows) {
+        let rest = n.div_ceil(pack::BLOCK_ROWS) - wide * comptime!(plan.tiles as usize);
+        wide + rest.div_ceil(4 * narrow)
+    } else {
+        n.div_ceil(comptime!(plan.rows()))
+    };
+    let items = blocks * token_tiles;
 
     // One array, since mostly addresses of its parts are used: rings, table, sums, *empty* barriers.
     let mut shared =
@@ -108,7 +121,7 @@ fn product<F: Float, A: Size, P: Size, S: Size, D: Size>(
         full: ring::address_of(&full) + barriers,
         empty: start + comptime!(shape.barriers_at() as u32) + barriers,
     };
-    let source = Source { items, token_tiles, first: first + number, end };
+    let source = Source { items, token_tiles, wide, narrow, first: first + number, end };
     let mut ahead = begin(&source, shape);
     let brings = UNIT_POS & 31u32 == 0u32
         && if comptime!(plan.brings_beside()) { !works } else { tile == 0 };
@@ -224,7 +237,12 @@ fn multiply<F: Float, A: Size, P: Size, S: Size, D: Size>(
             even = decode::<A>(&codes, table, 0usize, shape);
         }
     }
-    while item < source.items {
+    // A warpgroup that a narrow block has no rows for is done with it before it begins: narrow blocks come last.
+    let mut working = item < source.items;
+    if comptime!(shape.narrows) {
+        working = working && has_rows(item, tile, source);
+    }
+    while working {
         let mut sums = Vector::<f32, D>::new(0.0f32);
         let mut step = source.first;
         while step < source.end {
@@ -253,17 +271,9 @@ fn multiply<F: Float, A: Size, P: Size, S: Size, D: Size>(
                 // What follows is done while the matrix unit works.
                 if comptime!(half == 0) {
                     if comptime!(block == 0 && !plan.brings_beside()) {
-                        if more(ahead, source) {
-                            if asks && turn == 0 {
-                                bring(x, words, scales, shared, full, ring, ahead, shape);
-                            }
-                            go_on(ahead, source, shape);
-                        }
-                        turn = if turn == 0 {
-                            comptime!(plan.warpgroups as usize - 1).runtime()
-                        } else {
-                            turn - 1
-                        };
+                        turn = take_turn(
+                            x, words, scales, shared, full, ring, source, ahead, turn, asks, shape,
+                        );
                     }
                     if exist {
                         odd = decode::<A>(&codes, table, 1usize, shape);
@@ -285,9 +295,9 @@ fn multiply<F: Float, A: Size, P: Size, S: Size, D: Size>(
             }
             release(used);
         }
+        let block = item / source.token_tiles;
         let rows = Rows {
-            row: (item / source.token_tiles * comptime!(plan.tiles as usize) + tile)
-                * pack::BLOCK_ROWS,
+            row: (first_tile(block, source, shape) + tile) * pack::BLOCK_ROWS,
             token: item % source.token_tiles * comptime!(plan.tokens as usize),
             m,
             n,
@@ -295,5 +305,58 @@ fn multiply<F: Float, A: Size, P: Size, S: Size, D: Size>(
         };
         fold::<F, D>(sums, shared, start, y, bias, &rows, shape);
         item += CUBE_COUNT_X as usize;
+        working = item < source.items;
+        if comptime!(shape.narrows) {
+            working = working && has_rows(item, tile, source);
+        }
     }
+    if comptime!(shape.narrows) {
+        // Others wait for this warpgroup to leave each stage, and for what it brings.
+        while item < source.items {
+            let mut step = source.first;
+            while step < source.end {
+                if comptime!(!plan.brings_beside()) {
+                    turn = take_turn(
+                        x, words, scales, shared, full, ring, source, ahead, turn, asks, shape,
+                    );
+                }
+                wait_full(ring, &at);
+                release(ring.empty + at.slot * 8u32);
+                advance(&mut at, shape);
+                step += comptime!(plan.warpgroups_k as usize);
+            }
+            item += CUBE_COUNT_X as usize;
+        }
+    }
+}
+
+/// Whether the block of rows of `item` has rows for the warpgroup of row tile `tile`.
+#[cube]
+fn has_rows(item: usize, tile: usize, source: &Source) -> bool {
+    item / source.token_tiles < source.wide || tile / 4 < source.narrow
+}
+
+/// Where no plane brings beside: `turn` warpgroups later it is this one's turn to bring the next stage. Returns what it is
+/// then.
+#[cube]
+fn take_turn(
+    x: &Map,
+    words: &Map,
+    scales: &Map,
+    shared: &mut Shared<[U4]>,
+    full: &Shared<[Barrier]>,
+    ring: &Ring,
+    source: &Source,
+    ahead: &mut Ahead,
+    turn: usize,
+    asks: bool,
+    #[comptime] shape: Shape,
+) -> usize {
+    if more(ahead, source) {
+        if asks && turn == 0 {
+            bring(x, words, scales, shared, full, ring, ahead, shape);
+        }
+        go_on(ahead, source, shape);
+    }
+    if turn == 0 { comptime!(shape.plan.warpgroups as usize - 1).runtime() } else { turn - 1 }
 }

@@ -129,6 +129,9 @@ pub(super) fn release(empty: u32) {
 pub(super) struct Source {
     pub(super) items: usize,
     pub(super) token_tiles: usize,
+    /// Blocks of rows for all warpgroups, and those that the blocks behind them are for.
+    pub(super) wide: usize,
+    pub(super) narrow: usize,
     /// The ring's first step along k, a stage each, and where the cube's share of them ends.
     pub(super) first: usize,
     pub(super) end: usize,
@@ -161,9 +164,21 @@ pub(super) fn begin(source: &Source, #[comptime] shape: Shape) -> Ahead {
 #[cube]
 fn seek(ahead: &mut Ahead, source: &Source, #[comptime] shape: Shape) {
     let rows = ahead.item / source.token_tiles;
-    ahead.tile = (rows * comptime!(shape.plan.tiles as usize)) as i32;
+    ahead.tile = first_tile(rows, source, shape) as i32;
     let token = (ahead.item - rows * source.token_tiles) * comptime!(shape.plan.tokens as usize);
     ahead.token = token as i32;
+}
+
+/// The first row tile of block `rows` of rows.
+#[cube]
+pub(super) fn first_tile(rows: usize, source: &Source, #[comptime] shape: Shape) -> usize {
+    let wide = comptime!(shape.plan.tiles as usize);
+    if comptime!(shape.narrows) {
+        let behind = rows - min(rows, source.wide);
+        min(rows, source.wide) * wide + behind * source.narrow * 4
+    } else {
+        rows * wide
+    }
 }
 
 /// Whether there is one more.
