@@ -133,7 +133,8 @@ pub(crate) fn check(runtime: &Runtime, problem: &Attend, start: &[i32]) {
         // The matrix unit takes weights as halves, the greatest of them 1: of small ones a fixed amount is lost. No value
         // is greater than 2.
         let mut lost = 6e-8;
-        if tokens > 1 && dtype != Dtype::F32 {
+        let multiplied_there = runtime.limits.mma && (tokens > 1 || runtime.limits.bulk);
+        if multiplied_there && dtype != Dtype::F32 {
             weight_error += unit(dtype);
             lost += 2.0 * 2f64.powi(-25) * positions.len() as f64 / total;
         }

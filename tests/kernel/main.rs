@@ -23,6 +23,7 @@ mod gate;
 mod gated;
 mod gemv;
 mod hadamard;
+mod lengths;
 mod matrix;
 mod next;
 mod norm;

@@ -44,6 +44,17 @@ fn step(
     (state, start, blocks): (&State, &[i32], &Blocks),
     joined: bool,
 ) -> State {
+    step_of(runtime, problem, (state, start, blocks), joined, 0)
+}
+
+/// The same with rotations that lie behind `shift` others.
+fn step_of(
+    runtime: &Runtime,
+    problem: &Attend,
+    (state, start, blocks): (&State, &[i32], &Blocks),
+    joined: bool,
+    shift: usize,
+) -> State {
     let client = &runtime.client;
     let problem = &Attend { blocks: blocks.count, ..*problem };
     let Attend { batch, tokens, query_heads, key_heads, dim, capacity, dtype, .. } = *problem;
@@ -53,8 +64,12 @@ fn step(
     let rotations = |of: fn(f32) -> f32| -> Vec<f32> {
         (0..capacity * dim / 2).map(|i| of(i as f32 * 0.37)).collect()
     };
-    let [cos, sin] = [f32::cos, f32::sin].map(|of| new(bytemuck::cast_slice(&rotations(of))));
-    let [cos, sin] = [cos.inner(), sin.inner()];
+    // Not a multiple of a vector before them, where the case says so.
+    let [cos, sin] = [f32::cos, f32::sin].map(|of| {
+        let table = [&vec![f32::NAN; shift], rotations(of).as_slice()].concat();
+        let whole = new(bytemuck::cast_slice(&table)).inner();
+        whole.offset_start(4 * shift as u64)
+    });
     let (keys, stored) = (new(&state.keys), new(&state.values));
     let bytes = batch * query_heads * dim * dtype.size();
     let (query, y) = (Guarded::poisoned(client, bytes), Guarded::poisoned(client, bytes));
@@ -104,7 +119,7 @@ fn check_in(runtime: &Runtime, problem: &Attend, start: &[i32], blocks: &Blocks)
     assert!(decoded.iter().all(|y| y.is_finite()), "{what}: {decoded:?}");
 }
 
-fn check(runtime: &Runtime, problem: &Attend, start: &[i32]) {
+pub(crate) fn check(runtime: &Runtime, problem: &Attend, start: &[i32]) {
     check_in(runtime, problem, start, &Blocks::scattered(problem.batch, problem.capacity));
 }
 
@@ -179,6 +194,26 @@ fn tokens_that_follow_each_other_find_what_the_ones_before_them_stored() {
                 (joined, apart) = (run(&joined, true), run(&apart, false));
                 assert!(joined == apart, "{}: {dtype:?} at {start:?}", runtime.name);
                 start = start.map(|position| position + 1);
+            }
+        }
+    }
+}
+
+#[test]
+fn rotations_may_begin_anywhere() {
+    // Elsewhere buffers begin at multiples of more.
+    for runtime in runtimes().iter().filter(|runtime| runtime.name == "cuda") {
+        for &dtype in &runtime.limits.dtypes {
+            let (problem, start) = (Attend { dim: 64, ..shape(dtype) }, [150, 7, 199]);
+            let blocks = Blocks::scattered(problem.batch, problem.capacity);
+            let before = before(&problem, &start, &blocks);
+            let run = |shift| step_of(runtime, &problem, (&before, &start, &blocks), true, shift);
+            let (aligned, shifted) = (run(0), run(1));
+            assert!(aligned.keys == shifted.keys && aligned.values == shifted.values);
+            // Other kernels may serve them, which round elsewhere.
+            let (aligned, shifted) = (dtype.decode(&aligned.y), dtype.decode(&shifted.y));
+            for (a, b) in aligned.iter().zip(&shifted) {
+                assert!((a - b).abs() <= 2e-2, "{}: {dtype:?}: {a} {b}", runtime.name);
             }
         }
     }

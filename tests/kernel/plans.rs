@@ -93,12 +93,14 @@ fn a_streaming_plan_is_refused_where_the_device_lacks_what_it_needs() {
     let ampere = Limits::nvidia("A100", 108, 163);
     let deep = StreamPlan { stages: 16, ..plan };
     let wide = StreamPlan { warpgroups_k: 2, blocks: 1, stages: 3, ..plan };
+    let clusters = StreamPlan { split: 2, ..plan };
     let full = StreamPlan { warpgroups: 5, tokens: 128, blocks: 1, stages: 3, ..plan };
     for (plan, limits, lacking) in [
         (plan, &ampere, "warpgroup path"),
         (deep, &hopper, "bytes of shared memory"),
         (wide, &hopper, "units a cube"),
         (full, &hopper, "registers a unit"),
+        (clusters, &hopper, "clusters at once"),
     ] {
         let error = Plan::Stream(plan).validate(&problem, limits).expect_err("refused");
         assert!(error.is_unsupported(), "{error}");

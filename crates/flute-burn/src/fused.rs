@@ -1,6 +1,6 @@
 //! What a model does between its products, in one launch each: norms with their residual, the gate of an MLP, rotary
 //! embedding with the write into the cache, and attention of the new tokens over it; the last two, for one token a
-//! sequence, in two launches together.
+//! sequence, in one launch together, or in two.
 //!
 //! | device | what runs |
 //! |---|---|

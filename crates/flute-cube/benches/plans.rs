@@ -3,8 +3,9 @@
 //!
 //! `cargo bench --bench plans -- --shape 4096x4096 --m 1,16 --bits 4,3,2 --group 128 --top 5`. Timings are graph
 //! replays over copies of the weights that together exceed any cache. Several of these programs (`--peers N`) with the
-//! same `--lock FILE` compile at the same time, wait for each other, and then take turns with the device. With `--attend` attention is timed instead, with
-//! `--rotate` a rotation of x before the product, with `--gate` a gate behind it and in it. `--device cuda|vulkan|wgpu` takes the first device of that kind instead
+//! same `--lock FILE` compile at the same time, wait for each other, and then take turns with the device. With `--attend` or
+//! `--next` attention is timed instead, with `--rotate` a rotation of x before the product, with `--gate` a gate behind it
+//! and in it. `--device cuda|vulkan|wgpu` takes the first device of that kind instead
 //! of the default one.
 
 #[path = "plans/attend.rs"]
@@ -36,6 +37,7 @@ struct Options {
     peers: usize,
     attend: Vec<[usize; 3]>,
     context: Vec<usize>,
+    next: Vec<[usize; 3]>,
     rotate: Vec<usize>,
     gate: bool,
     device: String,
@@ -68,6 +70,7 @@ fn options() -> Options {
         peers: list("--peers", "1")[0],
         attend: value("--attend", "").split(',').filter_map(heads).collect(),
         context: list("--context", ""),
+        next: value("--next", "").split(',').filter_map(heads).collect(),
         rotate: list("--rotate", ""),
         gate: std::env::args().any(|a| a == "--gate"),
         device: value("--device", ""),
@@ -93,6 +96,12 @@ fn main() -> Result<()> {
     let options = options();
     let client = device(&options.device).client();
     let limits = Limits::of(&client);
+    for heads in &options.next {
+        attend::time_next(&client, *heads, options.dtype)?;
+    }
+    if !options.next.is_empty() {
+        return Ok(());
+    }
     if !options.attend.is_empty() {
         let all = options.attend.iter().flat_map(|h| options.m.iter().map(|m| (*h, *m)));
         for (heads, m) in all {

@@ -1,7 +1,8 @@
 //! Attention of the new tokens of each sequence over its keys and values, which lie in blocks of a cache.
 //!
-//! One token a sequence, as in decoding, is split over positions (flash-decoding); several, a prompt or a part of one,
-//! are split over tokens, and their scores reach no memory (flash attention). Positions are read on the device, so that a
+//! One token a sequence, as in decoding, is split over positions (flash-decoding): on the matrix unit and in one launch from
+//! Hopper on (f16 and bf16, heads of a multiple of 16 features), elsewhere in two. Several, a prompt or a part of one, are
+//! split over tokens, and their scores reach no memory (flash attention). Positions are read on the device, so that a
 //! step can be captured once and replayed at every position; what is launched depends on the tokens and the capacity of
 //! sequences alone. A token gets the same bits alone, in a batch, in a larger cache and in any blocks of it; and however a
 //! prompt is cut, as long as no part is a single token.
@@ -157,6 +158,9 @@ pub fn attend(client: &Client, problem: &Attend, buffers: &AttendBuffers) -> Res
     if tokens > 1 {
         let form = prompt::launch(client, problem, buffers, &limits);
         return accepted(client, Kernel::Prompt(form), y);
+    }
+    if let Some(form) = kernel::cluster::launch(client, problem, buffers, &limits) {
+        return accepted(client, Kernel::Attend(form), y);
     }
     let (form, sums) = kernel::launch(client, problem, buffers, &limits);
     accepted(client, Kernel::Partial(form), &sums)?;

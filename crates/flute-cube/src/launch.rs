@@ -218,6 +218,8 @@ pub(crate) enum Kernel {
     Norm(kernel::norm::Form),
     /// A rotary embedding.
     Rotate(kernel::rotate::Form),
+    /// Attention over a cache in one launch.
+    Attend(kernel::attend::cluster::Form),
     /// Attention over chunks of a cache.
     Partial(kernel::attend::Form),
     /// Those chunks into one.

@@ -30,7 +30,7 @@ pub struct Limits {
     pub dtypes: Vec<Dtype>,
     /// Whether `mma.sync.m16n8k16` and inline PTX are there: CUDA from compute capability 8.0 on.
     pub mma: bool,
-    /// Whether bulk copies and bulk prefetches are there: CUDA from compute capability 9.0 on.
+    /// Whether bulk copies, bulk prefetches and clusters of cubes are there: CUDA from compute capability 9.0 on.
     pub bulk: bool,
     /// Whether `wgmma` is there: CUDA of compute capability 9.0, no less and no more.
     pub wgmma: bool,

@@ -1,7 +1,9 @@
-//! The next token of each sequence: its rotation, its place in the cache and its attention over it, in two launches.
+//! The next token of each sequence: its rotation, its place in the cache and its attention over it, in one launch (see
+//! [`fn@crate::attend`]) or two.
 //!
 //! What [`fn@crate::rotate`] and [`fn@crate::attend`] do for one token a sequence, and to the bit what they leave, but for
-//! the rotated queries, which reach no memory. Beside what those two refuse, several tokens are, and devices whose kernels
+//! the rotated queries, which reach no memory. (Rotations that begin at no multiple of two floats are for the two launches
+//! alone, which round elsewhere.) Beside what those two refuse, several tokens are, and devices whose kernels
 //! get too few buffers.
 
 use crate::{
@@ -92,6 +94,9 @@ pub fn attend_next(client: &Client, problem: &Attend, buffers: &NextBuffers) -> 
     ])?;
     if batch * tokens == 0 {
         return Ok(());
+    }
+    if let Some(form) = attend::cluster::launch_next(client, problem, buffers, &limits) {
+        return accepted(client, Kernel::Attend(form), y);
     }
     let (form, sums) = kernel::launch(client, problem, buffers, &limits);
     accepted(client, Kernel::Partial(form), &sums)?;

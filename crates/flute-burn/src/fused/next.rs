@@ -27,8 +27,8 @@ pub struct NextPrimitive<B: Backend> {
     pub values: FloatTensor<B>,
 }
 
-/// What [`super::rotate_append`] and [`super::attend`] do, for one token a sequence: through the kernels in one launch
-/// less, and the same bits.
+/// What [`super::rotate_append`] and [`super::attend`] do, for one token a sequence: through the kernels in fewer
+/// launches, and the same bits.
 ///
 /// # Panics
 /// If there are more tokens, if shapes or types contradict each other, or if the device fails.

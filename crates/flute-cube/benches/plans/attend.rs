@@ -1,9 +1,10 @@
 //! Attention, timed alone: `--attend 32x8x128,64x8x128 --m 2048` for query heads, heads of keys and features, and the
-//! tokens of a prompt; with `--context 1024` a token of each of `--m` sequences behind so many others.
+//! tokens of a prompt; with `--context 1024` a token of each of `--m` sequences behind so many others. `--next 32x8x128`
+//! times a token with its rotation and its place in the cache, at the batches and contexts of [`STEPS`].
 
 use cubecl::prelude::*;
 use flute_cube::{
-    Attend, AttendBuffers, CACHE_BLOCK, Dtype, Result, attend,
+    Attend, AttendBuffers, CACHE_BLOCK, Dtype, NextBuffers, Result, attend, attend_next,
     measure::{self, COLD_BYTES},
 };
 
@@ -50,6 +51,64 @@ pub(crate) fn time_decoding(
         timing.median * 1e6,
         read as f64 / timing.median / 1e12
     );
+    Ok(())
+}
+
+/// Sequences, and the positions that each has before its new token.
+const STEPS: [[usize; 2]; 5] = [[1, 1024], [16, 1024], [64, 1024], [1, 8192], [1, 131_072]];
+
+/// Times rotation, place and attention of a new token at [`STEPS`], and prints a line for each: as it is launched, and where
+/// rotations begin at no multiple of two floats, by the two kernels that then serve it on every device.
+pub(crate) fn time_next(
+    client: &Client,
+    [query_heads, key_heads, dim]: [usize; 3],
+    dtype: Dtype,
+) -> Result<()> {
+    for [batch, context] in STEPS {
+        let entries = (context + 1).div_ceil(CACHE_BLOCK);
+        let problem = Attend {
+            batch,
+            tokens: 1,
+            query_heads,
+            key_heads,
+            dim,
+            capacity: entries * CACHE_BLOCK,
+            blocks: batch * entries,
+            scale: (dim as f64).powf(-0.5),
+            cap: None,
+            window: None,
+            dtype,
+        };
+        let cache = problem.blocks * key_heads * CACHE_BLOCK * dim * dtype.size();
+        let heads = batch * dim * dtype.size();
+        let start = client.create_from_slice(bytemuck::cast_slice(&vec![context as i32; batch]));
+        let table: Vec<i32> = (0..problem.blocks as i32).collect();
+        let table = client.create_from_slice(bytemuck::cast_slice(&table));
+        let rotations = client.empty(problem.capacity * dim / 2 * 4 + 16);
+        let mut took = vec![];
+        for shift in [0, 4] {
+            // As above, of whatever a cache holds.
+            let buffers = |_| NextBuffers {
+                qkv: client.empty((query_heads + 2 * key_heads) * heads),
+                cos: rotations.clone().offset_start(shift),
+                sin: rotations.clone().offset_start(shift),
+                start: start.clone(),
+                table: table.clone(),
+                keys: client.empty(cache),
+                values: client.empty(cache),
+                y: client.empty(query_heads * heads),
+            };
+            let all: Vec<_> = (0..COLD_BYTES.div_ceil(2 * cache)).map(buffers).collect();
+            let launch = |i: usize| attend_next(client, &problem, &all[i]);
+            took.push(measure::time(client, all.len(), &all[0].y, launch)?.median);
+        }
+        let read = 2 * batch * key_heads * (context + 1) * dim * dtype.size();
+        let [one, two] = [took[0], took[1]]
+            .map(|took| format!("{:.1} µs, {:.0} GB/s", took * 1e6, read as f64 / took / 1e9));
+        println!(
+            "next token, {query_heads} heads over {key_heads} of {dim}, {batch} behind {context}, {dtype}: {one}; by two kernels {two}"
+        );
+    }
     Ok(())
 }
 

@@ -62,7 +62,8 @@ fn streams(problem: &Problem, limits: &Limits) -> Vec<Plan> {
     let tokens = (problem.m as u32).clamp(8, 128).next_power_of_two();
     let tiles = problem.n.div_ceil(16) * problem.m.div_ceil(tokens as usize);
     let mut plans: Vec<Plan> = vec![];
-    for (warpgroups, warpgroups_k) in [(4, 1), (2, 2), (1, 4), (2, 1)] {
+    let shapes = [(4, 1), (2, 2), (1, 4), (2, 1), (2, 3), (3, 2), (1, 6), (1, 5)];
+    for (warpgroups, warpgroups_k) in shapes {
         for split in [1, 2, 4] {
             let room = limits.processors / split as usize;
             let most = 4 * warpgroups as usize;

@@ -138,7 +138,7 @@ fn plain_norm<S: Float, F: Float, N: Size>(
                 values[i] = Vector::<f32, N>::cast_from(x[row * form.vectors + at]);
             }
         }
-        finish::<F, N>(&values, gain, y, row, &shape, form);
+        finish::<F, N>(&mut values, gain, y, row, &shape, form);
         row += CUBE_COUNT_X as usize;
     }
 }
@@ -168,15 +168,16 @@ fn add_norm<S: Float, B: Float, F: Float, N: Size>(
                 sum[at] = Vector::<S, N>::cast_from(values[i]);
             }
         }
-        finish::<F, N>(&values, gain, y, row, &shape, form);
+        finish::<F, N>(&mut values, gain, y, row, &shape, form);
         row += CUBE_COUNT_X as usize;
     }
 }
 
-/// Writes what the cube holds of a row, divided by the root of its mean square, times the gain.
+/// Writes what the cube holds of a row, divided by the root of its mean square, times the gain. The gain is multiplied by
+/// before the cube sums, so that its way from memory is not behind that sum.
 #[cube]
 fn finish<F: Float, N: Size>(
-    values: &Array<Vector<f32, N>>,
+    values: &mut Array<Vector<f32, N>>,
     gain: &[Vector<f32, N>],
     y: &mut [Vector<F, N>],
     row: usize,
@@ -190,6 +191,8 @@ fn finish<F: Float, N: Size>(
         for j in 0..comptime!(form.width) {
             squares += values[i].extract(j) * values[i].extract(j);
         }
+        let at = min(UNIT_POS as usize + comptime!(i * form.team.units), form.vectors - 1);
+        values[i] = values[i] * (gain[at] + Vector::<f32, N>::new(shape.offset));
     }
     let mean = cube_sum(squares, form.team) / shape.len;
     let factor = 1.0f32 / (mean + shape.epsilon).sqrt();
@@ -197,8 +200,7 @@ fn finish<F: Float, N: Size>(
     for i in 0..comptime!(form.held()) {
         let at = UNIT_POS as usize + comptime!(i * form.team.units);
         if at < form.vectors {
-            let gain = gain[at] + Vector::<f32, N>::new(shape.offset);
-            let value = values[i] * Vector::<f32, N>::new(factor) * gain;
+            let value = values[i] * Vector::<f32, N>::new(factor);
             y[row * form.vectors + at] = Vector::<F, N>::cast_from(value);
         }
     }

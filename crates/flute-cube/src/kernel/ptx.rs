@@ -63,6 +63,16 @@ pub(in crate::kernel) fn load_pair<F: Float>(source: &[Vector<F, Const<2>>], at:
     pair
 }
 
+/// A word, asked for where it stands, as [`load_stream_x4`].
+#[cube]
+pub(in crate::kernel) fn load_word<T: CubePrimitive>(source: &[T], at: usize) -> u32 {
+    let word: u32;
+    // SAFETY: the caller's index; the kernel's launch measured the buffer.
+    let pointer = unsafe { source[at..].as_ptr_unchecked() };
+    gpu_asm!("ld.global.b32 {w}, [{p}];", w = out(_) word, p = in(_) pointer, options(nomem));
+    word
+}
+
 /// The pair that byte `slot` of `indices` names. `table` is the lane's own copy, entries 128 bytes apart, so that no
 /// two lanes ever meet in a bank.
 ///
@@ -158,6 +168,26 @@ pub(in crate::kernel) fn copy_stream<T: CubePrimitive>(
     );
 }
 
+/// 16 bytes as [`copy_stream`] copies them, from `ahead` bytes behind the place `at`.
+#[cube]
+pub(in crate::kernel) fn copy_stream_ahead<T: CubePrimitive>(
+    source: &[T],
+    at: usize,
+    #[comptime] ahead: u32,
+    target: u32,
+    #[comptime] distance: u32,
+    exists: bool,
+) {
+    // SAFETY: the caller's index; the kernel's launch measured the buffer.
+    let pointer = unsafe { source[at..].as_ptr_unchecked() };
+    let kept = if exists { 16u32 } else { 0u32 };
+    gpu_asm!(
+        "cp.async.cg.shared.global.L2::128B [{t} + {d}], [{p} + {o}], 16, {kept};",
+        t = in(_) u32::reinterpret(target), d = const distance, p = in(_) pointer, o = const ahead,
+        kept = in(_) u32::reinterpret(kept),
+    );
+}
+
 /// Ends a group of the unit's copies.
 #[cube]
 pub(in crate::kernel) fn commit_copies() {
@@ -221,29 +251,17 @@ pub(in crate::kernel) fn sync_cluster() {
     gpu_asm!("barrier.cluster.arrive.release.aligned; barrier.cluster.wait.acquire.aligned;");
 }
 
+/// A barrier of all cubes of the cluster before they end, since their shared memory ends with them: nothing that was
+/// written before is seen by others, and what was read must have arrived.
+#[cube]
+pub(in crate::kernel) fn leave_cluster() {
+    gpu_asm!("barrier.cluster.arrive.relaxed.aligned; barrier.cluster.wait.aligned;");
+}
+
 /// A barrier of the first `units` units of the cube, beside that of them all.
 #[cube]
 pub(in crate::kernel) fn sync_some(#[comptime] units: u32) {
     gpu_asm!("bar.sync 1, {n};", n = const units);
-}
-
-/// Arrives at the barrier at the shared address `barrier` of the cluster's cube `rank`; what was written before is seen
-/// by those who wait there.
-#[cube]
-pub(in crate::kernel) fn arrive_in_cluster(barrier: u32, #[comptime] rank: u32) {
-    gpu_asm!(
-        "{{ .reg .b32 a; mapa.shared::cluster.u32 a, {b}, {r}; mbarrier.arrive.release.cluster.shared::cluster.b64 _, [a]; }}",
-        b = in(_) u32::reinterpret(barrier), r = const rank,
-    );
-}
-
-/// Waits until the phase of `parity` of a barrier of this cube is over, at which cubes of the cluster arrive.
-#[cube]
-pub(in crate::kernel) fn wait_for_cluster(barrier: u32, #[comptime] parity: u32) {
-    gpu_asm!(
-        "{{ .reg .pred p; WAIT: mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [{b}], {p}; @p bra DONE; bra WAIT; DONE: }}",
-        b = in(_) u32::reinterpret(barrier), p = const parity,
-    );
 }
 
 /// Four sums at a distance from the shared address `address` of the cluster's cube `rank`.

@@ -40,15 +40,25 @@ pub(crate) fn cube_sum(value: f32, #[comptime] team: Team) -> f32 {
             shared[unit / team.lanes] = sums[0];
         }
         sync_cube();
-        #[unroll]
-        for step in 0..comptime!(team.parts().ilog2() as usize) {
-            let half = comptime!(team.parts() >> (step + 1));
-            if unit < half {
-                shared[unit] += shared[unit + half];
+        if comptime!(team.parts() <= team.lanes) {
+            // Every plane sums them, so nobody waits again.
+            sums[0] = shared[unit % team.parts()];
+            #[unroll]
+            for step in 0..comptime!(team.parts().ilog2() as usize) {
+                let half = comptime!((team.parts() >> (step + 1)) as u32);
+                sums[0] = sums[0] + plane_shuffle_xor(sums[0], half);
             }
-            sync_cube();
+        } else {
+            #[unroll]
+            for step in 0..comptime!(team.parts().ilog2() as usize) {
+                let half = comptime!(team.parts() >> (step + 1));
+                if unit < half {
+                    shared[unit] += shared[unit + half];
+                }
+                sync_cube();
+            }
+            sums[0] = shared[0];
         }
-        sums[0] = shared[0];
         // Whoever sums again must not overtake those who still read.
         sync_cube();
     }

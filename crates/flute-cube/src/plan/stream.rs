@@ -48,18 +48,35 @@ impl Sizes {
     pub(crate) fn scales(self) -> usize {
         32 * self.groups * self.plan.tiles as usize
     }
-    /// Of a block, at the start of which the matrix unit's swizzle repeats.
+    /// Tokens and words of a block, at the start of which the matrix unit's swizzle repeats.
     pub(crate) fn block(self) -> usize {
-        (self.tokens() + self.words() + self.scales()).next_multiple_of(1024)
+        (self.tokens() + self.words()).next_multiple_of(1024)
     }
+    /// Scales of a block where a tensor copy may put them. They lie behind all blocks: among them they would take 1024
+    /// bytes each, and 16 row tiles with 128 tokens a stage less.
+    pub(crate) fn scales_apart(self) -> usize {
+        self.scales().next_multiple_of(128)
+    }
+    /// Of all rings.
+    pub(crate) fn rings(self) -> usize {
+        let StreamPlan { warpgroups_k, stages, blocks, .. } = self.plan;
+        (warpgroups_k * stages * blocks) as usize * (self.block() + self.scales_apart())
+    }
+}
+
+/// How the rows of W are cut where cubes go on to further items: into `wide` blocks that keep all warpgroups of a cube at
+/// work, and blocks for `narrow` of them, if any, in the last round. So a round of which little is left takes as little.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Cut {
+    pub(crate) wide: usize,
+    pub(crate) narrow: usize,
 }
 
 /// Rows of x up to which single planes may be faster.
 pub(super) const FEW: usize = 8;
 /// Row tiles of a warpgroup.
 const TILES: u32 = 4;
-/// What the alignment of the stages may cost, and the barriers.
-const SLACK: usize = 2048;
+const ROWS_OF_WARPGROUP: usize = pack::BLOCK_ROWS * TILES as usize;
 /// Rows of x beyond which a cube's sums leave no room for four warpgroups.
 const MOST_TOKENS: usize = 128;
 
@@ -116,10 +133,12 @@ impl StreamPlan {
     /// Bytes of shared memory on a device of `processors`.
     pub fn shared_bytes(&self, problem: &Problem, processors: usize) -> usize {
         let sizes = self.sizes(problem);
-        let rings = (self.warpgroups_k * self.stages * self.blocks) as usize * sizes.block();
+        let rings = sizes.rings();
         let sums = self.sums_bytes();
         let both = if self.ends(problem, processors) { rings.max(sums) } else { rings + sums };
-        both + table_bytes(sizes.bits) + SLACK
+        // Two barriers a stage, and the end of a vector of 16 bytes.
+        let barriers = 16 * (self.warpgroups_k * self.stages + 1) as usize;
+        both + table_bytes(sizes.bits) + barriers
     }
 
     fn sizes(&self, problem: &Problem) -> Sizes {
@@ -141,6 +160,22 @@ impl StreamPlan {
     /// Tiles of rows and tokens.
     fn items(&self, problem: &Problem) -> usize {
         problem.n.div_ceil(self.rows()) * problem.m.div_ceil(self.tokens as usize)
+    }
+
+    /// Which blocks of rows are narrow, on a device of `processors`: as narrow as the last round allows where every block
+    /// is for whole warpgroups, and nobody else works on its sums.
+    pub(crate) fn cut(&self, problem: &Problem, processors: usize) -> Cut {
+        let (room, items) = (Self::room(processors, self.split), self.items(problem));
+        let all = Cut { wide: problem.n.div_ceil(self.rows()), narrow: 0 };
+        if self.shares() > 1 || self.tiles < TILES * self.warpgroups || items <= room {
+            return all;
+        }
+        let (rounds, tokens) = (items.div_ceil(room), problem.m.div_ceil(self.tokens as usize));
+        let (each, units) = (self.warpgroups as usize, problem.n.div_ceil(ROWS_OF_WARPGROUP));
+        let wide = (rounds - 1) * room / tokens;
+        let rest = units.saturating_sub(wide * each);
+        let fits = |narrow: &usize| (wide + rest.div_ceil(*narrow)) * tokens <= rounds * room;
+        (1..each).find(fits).map_or(all, |narrow| Cut { wide, narrow })
     }
 
     /// Cubes along n.
@@ -166,6 +201,10 @@ impl StreamPlan {
     /// Microseconds on an H200: within a tenth of what was seen there with 4 bits.
     pub(super) fn cost(&self, problem: &Problem, limits: &Limits) -> f64 {
         let rounds = self.items(problem).div_ceil(Self::room(limits.processors, self.split));
+        let rounds = match self.cut(problem, limits.processors).narrow {
+            0 => rounds as f64,
+            narrow => rounds as f64 - 1.0 + narrow as f64 / f64::from(self.warpgroups),
+        };
         let steps = problem.k.div_ceil(pack::BLOCK_K).div_ceil(self.shares());
         let (tiles, tokens) = (f64::from(self.tiles), f64::from(self.tokens));
         let (warpgroups, rings) = (f64::from(self.warpgroups), f64::from(self.warpgroups_k));
@@ -191,7 +230,7 @@ impl StreamPlan {
             4 => 3.0,
             _ => 5.0,
         };
-        rounds as f64 * (steps as f64 * step / 1900.0 + fold) + 3.0 + cluster
+        rounds * (steps as f64 * step / 1900.0 + fold) + 3.0 + cluster
     }
 
     /// The most promising ways to share warpgroups and cubes between rows and k, with as many row tiles as give all
@@ -208,19 +247,17 @@ impl StreamPlan {
                 let room = Self::room(limits.processors, split);
                 let most = 4 * warpgroups as usize;
                 let rounds = (tiles.div_ceil(most) * token_tiles).div_ceil(room);
-                let own = (tiles * token_tiles).div_ceil(rounds * room).clamp(1, most) as u32;
+                let even = (tiles * token_tiles).div_ceil(rounds * room).clamp(1, most) as u32;
                 let plan = Self {
                     warpgroups,
                     warpgroups_k,
-                    tiles: own,
+                    tiles: even,
                     tokens,
                     blocks: 1,
                     stages: 0,
                     split,
                 };
-                // A cluster that goes on to further tiles waits for its own fold each time: 167 µs where 90 were to be had.
-                let lasts = split > 1 && !plan.ends(problem, limits.processors);
-                if lasts || plan.shares() > 1 && blocks < 2 * plan.shares() {
+                if plan.shares() > 1 && blocks < 2 * plan.shares() {
                     continue;
                 }
                 // Two blocks a stage halve what a stage costs; but who brings as a side job is late with them.
@@ -228,8 +265,16 @@ impl StreamPlan {
                     true => &[(2, 5), (2, 4), (2, 3), (1, 5), (1, 4), (1, 3)],
                     false => &[(1, 8), (1, 6), (1, 5), (1, 4), (1, 3)],
                 };
-                let rings = rings.iter().map(|&(blocks, stages)| Self { blocks, stages, ..plan });
-                plans.extend(rings.into_iter().find(|p| p.validate(problem, limits).is_ok()));
+                // Even tiles, or all that warpgroups can take with an uneven last round.
+                let whole = Self { tiles: TILES * warpgroups, ..plan };
+                let cut = whole.cut(problem, limits.processors).narrow > 0;
+                for plan in [Some(plan), Some(whole).filter(|_| cut)].into_iter().flatten() {
+                    let fits = |&(blocks, stages): &(u32, u32)| {
+                        Some(Self { blocks, stages, ..plan })
+                            .filter(|plan| plan.validate(problem, limits).is_ok())
+                    };
+                    plans.extend(rings.iter().find_map(fits));
+                }
             }
         }
         plans.sort_by(|a, b| a.cost(problem, limits).total_cmp(&b.cost(problem, limits)));
@@ -256,7 +301,8 @@ impl StreamPlan {
         let tiles = (1..=self.warpgroups * TILES).contains(&self.tiles);
         let tokens = matches!(self.tokens, 8 | 16 | 32 | 64 | 128);
         let split = matches!(self.split, 1 | 2 | 4 | 8) && matches!(self.blocks, 1 | 2);
-        if !(counts && tiles && tokens && split && (3..=16).contains(&self.stages)) {
+        let depths = (3..=16).contains(&self.stages);
+        if !(counts && tiles && tokens && split && depths) {
             let reason = format!(
                 "{self}: warpgroups must lie in 1..=8, tiles in 1..={}, tokens be 8, 16, 32, 64 or 128, stages lie in 3..=16, blocks be 1 or 2, and split be 1, 2, 4 or 8",
                 TILES * self.warpgroups
@@ -264,7 +310,10 @@ impl StreamPlan {
             return Err(Error::InvalidPlan { reason });
         }
         let units = self.units();
+        // A cluster that went on to further tiles would wait for its own fold each time: 167 µs where 90 were to be had.
+        let clusters = if self.split > 1 { self.items(problem) } else { 0 };
         for (what, needed, offered) in [
+            ("clusters at once", clusters, Self::room(limits.processors, self.split)),
             (
                 "bytes of shared memory",
                 self.shared_bytes(problem, limits.processors),

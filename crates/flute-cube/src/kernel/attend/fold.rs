@@ -20,7 +20,7 @@ pub(super) fn fold<F: Float, N: Size>(
     let head = batch * CUBE_COUNT_X as usize + CUBE_POS_X as usize;
     let unit = UNIT_POS as usize;
     let (team, lane) = (unit / vectors, unit % vectors);
-    let seen = seen(start[batch], &shape, form.windowed);
+    let seen = seen(start[batch], shape.capacity, shape.window, form.windowed);
     let chunks = seen.end.div_ceil(CHUNK) - seen.first / CHUNK;
 
     let mut top = f32::new(MASKED);

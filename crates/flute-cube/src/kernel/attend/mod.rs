@@ -6,7 +6,10 @@
 //! that a sequence gives the same bits in any batch, any cache and any blocks of it.
 //!
 //! While sequences are decoded, the first kernel also rotates q and k of their new tokens, and stores k and v (`next`).
+//!
+//! Where there are clusters and a matrix unit, one kernel takes the place of both (`cluster`).
 
+pub(crate) mod cluster;
 mod fold;
 pub(crate) mod next;
 mod partial;
@@ -146,10 +149,10 @@ struct Seen {
 }
 
 #[cube]
-fn seen(start: i32, shape: &Shape, #[comptime] windowed: bool) -> Seen {
+fn seen(start: i32, capacity: usize, window: usize, #[comptime] windowed: bool) -> Seen {
     // A negative start sees nothing.
-    let end = min(u32::cast_from(max(start + 1, 0)) as usize, shape.capacity);
-    let first = if comptime!(windowed) { end - min(end, shape.window) } else { 0usize.runtime() };
+    let end = min(u32::cast_from(max(start + 1, 0)) as usize, capacity);
+    let first = if comptime!(windowed) { end - min(end, window) } else { 0usize.runtime() };
     Seen { first, end }
 }
 

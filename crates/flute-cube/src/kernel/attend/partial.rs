@@ -61,7 +61,7 @@ pub(super) struct Chunk {
 pub(super) fn chunk(start: i32, table: &[i32], shape: &Shape, #[comptime] form: Form) -> Chunk {
     let (split, key_head, batch) = (CUBE_POS_X as usize, CUBE_POS_Y as usize, CUBE_POS_Z as usize);
     let key_heads = CUBE_COUNT_Y as usize;
-    let seen = seen(start, shape, form.windowed);
+    let seen = seen(start, shape.capacity, shape.window, form.windowed);
     let chunk = seen.first / CHUNK + split;
     let begin = chunk * CHUNK;
     // Looked up before anybody knows whether it is seen: without a window the load waits for no other.

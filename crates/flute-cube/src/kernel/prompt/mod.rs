@@ -10,9 +10,11 @@
 //! Two kernels: `tensor` for CUDA's matrix unit (f16 and bf16), `plain` for everything else.
 
 mod plain;
-mod ptx;
+pub(super) mod ptx;
 mod tensor;
 mod weights;
+
+pub(super) use tensor::scale;
 
 use super::{
     blocks::{CACHE_BLOCK, entries},

@@ -1,11 +1,11 @@
-//! The PTX of this attention alone.
+//! The PTX of attention alone, that of prompts and that of decoding.
 
 use crate::kernel::ptx::U4;
 use cubecl::prelude::*;
 
 /// Four 8×8 matrices of halves as [`crate::kernel::ptx::load_matrices`] takes them, each transposed.
 #[cube]
-pub(super) fn load_transposed(address: u32, #[comptime] distance: u32) -> U4 {
+pub(in crate::kernel) fn load_transposed(address: u32, #[comptime] distance: u32) -> U4 {
     let words: U4;
     gpu_asm!(
         "ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {w}, [{a} + {d}];",
@@ -16,7 +16,7 @@ pub(super) fn load_transposed(address: u32, #[comptime] distance: u32) -> U4 {
 
 /// `2^x` within two units of the last place and 2^-22, relatively; 0 far below.
 #[cube]
-pub(super) fn exp2(x: f32) -> f32 {
+pub(in crate::kernel) fn exp2(x: f32) -> f32 {
     let y: f32;
     gpu_asm!(
         "ex2.approx.ftz.f32 {y}, {x};",
@@ -27,7 +27,7 @@ pub(super) fn exp2(x: f32) -> f32 {
 
 /// `1 / x` within a unit of the last place; 0 of infinity.
 #[cube]
-pub(super) fn reciprocal(x: f32) -> f32 {
+pub(in crate::kernel) fn reciprocal(x: f32) -> f32 {
     let y: f32;
     gpu_asm!(
         "rcp.approx.ftz.f32 {y}, {x};",
@@ -38,7 +38,7 @@ pub(super) fn reciprocal(x: f32) -> f32 {
 
 /// What the lane holds whose number differs in the bits of `mask`; all 32 lanes take part.
 #[cube]
-pub(super) fn exchange(value: f32, #[comptime] mask: u32) -> f32 {
+pub(in crate::kernel) fn exchange(value: f32, #[comptime] mask: u32) -> f32 {
     let other: f32;
     gpu_asm!(
         "shfl.sync.bfly.b32 {o}, {v}, {m}, 0x1f, 0xffffffff;",
@@ -49,7 +49,7 @@ pub(super) fn exchange(value: f32, #[comptime] mask: u32) -> f32 {
 
 /// Two sums as a pair of halves, `low` in the low bits. `ty` is `f16` or `bf16`.
 #[cube]
-pub(super) fn pack(low: f32, high: f32, #[comptime] ty: &str) -> u32 {
+pub(in crate::kernel) fn pack(low: f32, high: f32, #[comptime] ty: &str) -> u32 {
     let pair: u32;
     gpu_asm!(
         "cvt.rn.{ty}x2.f32 {p}, {h}, {l};",
@@ -57,4 +57,29 @@ pub(super) fn pack(low: f32, high: f32, #[comptime] ty: &str) -> u32 {
         options(pure, nomem),
     );
     pair
+}
+
+/// Whether some lane has `value`; all 32 take part.
+#[cube]
+pub(in crate::kernel) fn any(value: bool) -> bool {
+    let some: u32;
+    let own = select(value, 1u32, 0u32);
+    gpu_asm!(
+        "{{ .reg .pred p; setp.ne.u32 p, {v}, 0; vote.sync.any.pred p, p, 0xffffffff; selp.u32 {s}, 1, 0, p; }}",
+        s = out(_) some, v = in(_) own, options(nomem),
+    );
+    some == 1u32
+}
+
+/// Eight by eight sums of a plane, rounded and turned: a lane gives elements 2t and 2t + 1 of row g, and gets those rows of
+/// column g.
+#[cube]
+pub(in crate::kernel) fn pack_transposed(even: f32, odd: f32, #[comptime] ty: &str) -> u32 {
+    let turned: u32;
+    gpu_asm!(
+        "{{ .reg .b32 t; cvt.rn.{ty}x2.f32 t, {o}, {e}; movmatrix.sync.aligned.m8n8.trans.b16 {d}, t; }}",
+        d = out(_) turned, o = in(_) f32::reinterpret(odd), e = in(_) f32::reinterpret(even),
+        options(nomem),
+    );
+    turned
 }

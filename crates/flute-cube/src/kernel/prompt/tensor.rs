@@ -92,7 +92,7 @@ impl Form {
 
 /// Factor of the products, and the cap, such that weights are powers of two. A capped score is `cap · tanh(x)` with
 /// `tanh(x) = 1 − 2 / (e^2x + 1)`; its factor is that of 2x.
-pub(super) fn scale(problem: &Attend) -> [f64; 2] {
+pub(in crate::kernel) fn scale(problem: &Attend) -> [f64; 2] {
     match problem.cap {
         Some(cap) => [2.0 * LOG2_E * problem.scale / cap, LOG2_E * cap],
         None => [LOG2_E * problem.scale, 1.0],

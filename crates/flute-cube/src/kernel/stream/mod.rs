@@ -45,6 +45,8 @@ struct Shape {
     y_pairs: bool,
     /// See [`StreamPlan::ends`].
     ends: bool,
+    /// Whether some blocks of rows are for fewer warpgroups than a cube has: see [`StreamPlan::cut`].
+    narrows: bool,
 }
 
 impl Shape {
@@ -57,7 +59,7 @@ impl Shape {
     fn table_bytes(self) -> usize {
         table_bytes(self.bits)
     }
-    /// Of a block in a stage: tokens, words, scales.
+    /// Of a block in a stage: tokens, then words.
     fn block_bytes(self) -> usize {
         self.sizes().block()
     }
@@ -67,15 +69,23 @@ impl Shape {
     fn words_at(self) -> usize {
         self.sizes().tokens()
     }
+    fn stages(self) -> usize {
+        (self.plan.warpgroups_k * self.plan.stages) as usize
+    }
+    /// Where the scales of all stages begin, in the order of the stages.
     fn scales_at(self) -> usize {
-        self.words_at() + self.sizes().words()
+        self.stages() * self.stage_bytes()
+    }
+    fn block_scales(self) -> usize {
+        self.sizes().scales_apart()
     }
     /// Bytes that tensor copies write into a stage.
     fn copied_bytes(self) -> usize {
-        self.plan.blocks as usize * (self.scales_at() + self.sizes().scales())
+        let sizes = self.sizes();
+        self.plan.blocks as usize * (sizes.tokens() + sizes.words() + sizes.scales())
     }
     fn table_at(self) -> usize {
-        let rings = (self.plan.warpgroups_k * self.plan.stages) as usize * self.stage_bytes();
+        let rings = self.sizes().rings();
         if self.ends { rings.max(self.plan.sums_bytes()) } else { rings }
     }
     fn sums_at(self) -> usize {
@@ -85,13 +95,9 @@ impl Shape {
         let sums = if self.ends { 0 } else { self.plan.sums_bytes() };
         self.table_at() + self.table_bytes() + sums
     }
-    /// The barrier at which a cluster meets.
-    fn met_at(self) -> usize {
-        self.barriers_at() + 8 * (self.plan.warpgroups_k * self.plan.stages) as usize
-    }
     /// All but the *full* barriers.
     fn shared_bytes(self) -> usize {
-        (self.met_at() + 8).next_multiple_of(16)
+        (self.barriers_at() + 8 * self.stages()).next_multiple_of(16)
     }
     /// Words of a lane.
     fn words(self) -> usize {
@@ -139,8 +145,10 @@ fn launch_in<F: Float + CubeElement>(
     let Problem { m, n, k, format: Format { bits, group }, .. } = *problem;
     let x = vectors_of_x::<F>(client, problem, &operands.x);
     let processors = launch::limits(client).processors;
+    let cut = plan.cut(problem, processors);
     let shape = Shape {
         plan: *plan,
+        narrows: cut.narrow > 0,
         ends: plan.ends(problem, processors),
         bits: bits.get(),
         group: match group {
@@ -188,14 +196,17 @@ fn launch_in<F: Float + CubeElement>(
         let bias = BufferArg::from_raw_parts(bias, if problem.bias { n } else { 1 });
         let y = BufferArg::from_raw_parts(operands.y.clone(), m * problem.columns());
         let (m, n, k) = (m as u32, n as u32, k as u32);
+        let (wide, narrow) = (cut.wide as u32, cut.narrow as u32);
         let [a, p, s, d] = sizes;
         if plan.split > 1 {
             stream_gemm_cluster::launch_unchecked::<F>(
-                client, count, dim, a, p, s, d, x, words, scales, pairs, bias, y, m, n, k, shape,
+                client, count, dim, a, p, s, d, x, words, scales, pairs, bias, y, m, n, k, wide,
+                narrow, shape,
             );
         } else {
             stream_gemm::launch_unchecked::<F>(
-                client, count, dim, a, p, s, d, x, words, scales, pairs, bias, y, m, n, k, shape,
+                client, count, dim, a, p, s, d, x, words, scales, pairs, bias, y, m, n, k, wide,
+                narrow, shape,
             );
         }
     }

@@ -7,10 +7,10 @@ use super::{
     Shape,
     chain::{accumulate, finish, issue, settle},
     ring::{
-        self, Ahead, Map, Place, Ring, Source, advance, begin, bring, go_on, init_barriers, more,
-        release, wait_full,
+        self, Ahead, Map, Place, Ring, Source, advance, begin, block_of, bring, first_tile, go_on,
+        init_barriers, more, release, stage_of, wait_full,
     },
-    sums::{Rows, fold},
+    sums::{Rows, attend_folds, fold},
     weight::{address_of, decode, fill_table, load_codes, load_scales, no_codes},
 };
 use crate::{
@@ -34,9 +34,11 @@ pub(super) fn stream_gemm<F: Float, A: Size, P: Size, S: Size, D: Size>(
     m: u32,
     n: u32,
     k: u32,
+    wide: u32,
+    narrow: u32,
     #[comptime] shape: Shape,
 ) {
-    product::<F, A, P, S, D>(x, words, scales, pairs, bias, y, m, n, k, shape);
+    product::<F, A, P, S, D>(x, words, scales, pairs, bias, y, m, n, k, wide, narrow, shape);
 }
 
 /// `y[m, n]`, where the cubes that split k are a cluster.
@@ -51,9 +53,11 @@ pub(super) fn stream_gemm_cluster<F: Float, A: Size, P: Size, S: Size, D: Size>(
     m: u32,
     n: u32,
     k: u32,
+    wide: u32,
+    narrow: u32,
     #[comptime] shape: Shape,
 ) {
-    product::<F, A, P, S, D>(x, words, scales, pairs, bias, y, m, n, k, shape);
+    product::<F, A, P, S, D>(x, words, scales, pairs, bias, y, m, n, k, wide, narrow, shape);
 }
 
 #[cube]
@@ -67,6 +71,8 @@ fn product<F: Float, A: Size, P: Size, S: Size, D: Size>(
     m: u32,
     n: u32,
     k: u32,
+    wide: u32,
+    narrow: u32,
     #[comptime] shape: Shape,
 ) {
     let plan = comptime!(shape.plan);
@@ -76,7 +82,14 @@ fn product<F: Float, A: Size, P: Size, S: Size, D: Size>(
     let first = min(CUBE_POS_Y as usize * share, steps);
     let end = min(first + share, steps);
     let token_tiles = m.div_ceil(comptime!(plan.tokens as usize));
-    let items = n.div_ceil(comptime!(plan.rows())) * token_tiles;
+    let (wide, narrow) = (wide as usize, narrow as usize);
+    let blocks = if comptime!(shape.narrows) {
+        let rest = n.div_ceil(pack::BLOCK_ROWS) - wide * comptime!(plan.tiles as usize);
+        wide + rest.div_ceil(4 * narrow)
+    } else {
+        n.div_ceil(comptime!(plan.rows()))
+    };
+    let items = blocks * token_tiles;
 
     // One array, since mostly addresses of its parts are used: rings, table, sums, *empty* barriers.
     let mut shared =
@@ -101,17 +114,31 @@ fn product<F: Float, A: Size, P: Size, S: Size, D: Size>(
     let ring = Ring {
         number,
         stages: start + (number * comptime!(plan.stages as usize * shape.stage_bytes())) as u32,
+        scales: start
+            + comptime!(shape.scales_at() as u32)
+            + (number * comptime!((plan.stages * plan.blocks) as usize * shape.block_scales()))
+                as u32,
         full: ring::address_of(&full) + barriers,
         empty: start + comptime!(shape.barriers_at() as u32) + barriers,
     };
-    let source = Source { items, token_tiles, first: first + number, end };
+    let source = Source { items, token_tiles, wide, narrow, first: first + number, end };
     let mut ahead = begin(&source, shape);
     let brings = UNIT_POS & 31u32 == 0u32
         && if comptime!(plan.brings_beside()) { !works } else { tile == 0 };
     if brings {
-        init_barriers(&ring, start + comptime!(shape.met_at() as u32), shape);
+        init_barriers(&ring, shape);
     }
-    if comptime!(!plan.brings_beside()) {
+    // What there is room for is asked for before anybody waits for anybody.
+    if comptime!(plan.brings_beside()) {
+        if brings {
+            for _stage in 0..plan.stages {
+                if more(&mut ahead, &source) {
+                    bring(x, words, scales, &mut shared, &full, &ring, &mut ahead, shape);
+                    go_on(&mut ahead, &source, shape);
+                }
+            }
+        }
+    } else {
         for _stage in 0..comptime!(plan.stages - 2) {
             if more(&mut ahead, &source) {
                 if brings {
@@ -132,6 +159,9 @@ fn product<F: Float, A: Size, P: Size, S: Size, D: Size>(
                 bring(x, words, scales, &mut shared, &full, &ring, &mut ahead, shape);
                 go_on(&mut ahead, &source, shape);
             }
+        }
+        if !works {
+            attend_folds(shape);
         }
     }
     if works {
@@ -202,16 +232,21 @@ fn multiply<F: Float, A: Size, P: Size, S: Size, D: Size>(
     let mut item = CUBE_POS_X as usize;
     if item < source.items && source.first < source.end {
         wait_full(ring, &at);
-        load_codes(&mut codes, ring.stages, own, lane, shape);
+        load_codes(&mut codes, &stage_of(ring, &at, shape), own, lane, shape);
         if exist {
             even = decode::<A>(&codes, table, 0usize, shape);
         }
     }
-    while item < source.items {
+    // A warpgroup that a narrow block has no rows for is done with it before it begins: narrow blocks come last.
+    let mut working = item < source.items;
+    if comptime!(shape.narrows) {
+        working = working && has_rows(item, tile, source);
+    }
+    while working {
         let mut sums = Vector::<f32, D>::new(0.0f32);
         let mut step = source.first;
         while step < source.end {
-            let stage = ring.stages + at.slot * comptime!(shape.stage_bytes() as u32);
+            let stage = stage_of(ring, &at, shape);
             let used = ring.empty + at.slot * 8u32;
             advance(&mut at, shape);
             step += comptime!(plan.warpgroups_k as usize);
@@ -219,14 +254,14 @@ fn multiply<F: Float, A: Size, P: Size, S: Size, D: Size>(
             #[unroll]
             for part in 0..comptime!(2 * blocks) {
                 let (block, half) = comptime!((part / 2, part % 2));
-                let base = stage + comptime!((block * shape.block_bytes()) as u32);
+                let base = block_of(&stage, block, shape);
                 // Start address in units of 16 bytes; the distance along k within a swizzled row means nothing.
-                let descriptor = ((base & 0x3_ffffu32) >> 4u32) | (1u32 << 16u32);
+                let descriptor = ((base.block & 0x3_ffffu32) >> 4u32) | (1u32 << 16u32);
                 let chains = comptime!(shape.chains(half));
                 let weights = if comptime!(half == 0) { even } else { odd };
                 let mut factors = Vector::<f32, S>::new(0.0f32);
                 if comptime!(!plan.scales_weights()) {
-                    factors = load_scales::<F, S>(base, own, lane, half, shape);
+                    factors = load_scales::<F, S>(&base, own, lane, half, shape);
                 }
                 let products = if comptime!(plan.scales_weights()) {
                     accumulate::<A, D, P>(weights, descriptor, sums, chains)
@@ -236,28 +271,18 @@ fn multiply<F: Float, A: Size, P: Size, S: Size, D: Size>(
                 // What follows is done while the matrix unit works.
                 if comptime!(half == 0) {
                     if comptime!(block == 0 && !plan.brings_beside()) {
-                        if more(ahead, source) {
-                            if asks && turn == 0 {
-                                bring(x, words, scales, shared, full, ring, ahead, shape);
-                            }
-                            go_on(ahead, source, shape);
-                        }
-                        turn = if turn == 0 {
-                            comptime!(plan.warpgroups as usize - 1).runtime()
-                        } else {
-                            turn - 1
-                        };
+                        turn = take_turn(
+                            x, words, scales, shared, full, ring, source, ahead, turn, asks, shape,
+                        );
                     }
                     if exist {
                         odd = decode::<A>(&codes, table, 1usize, shape);
                     }
                     if comptime!(block + 1 < blocks) {
-                        let next = base + comptime!(shape.block_bytes() as u32);
-                        load_codes(&mut codes, next, own, lane, shape);
+                        load_codes(&mut codes, &block_of(&base, 1usize, shape), own, lane, shape);
                     } else if !last {
                         wait_full(ring, &at);
-                        let next = ring.stages + at.slot * comptime!(shape.stage_bytes() as u32);
-                        load_codes(&mut codes, next, own, lane, shape);
+                        load_codes(&mut codes, &stage_of(ring, &at, shape), own, lane, shape);
                     }
                 } else if exist {
                     even = decode::<A>(&codes, table, 0usize, shape);
@@ -270,9 +295,9 @@ fn multiply<F: Float, A: Size, P: Size, S: Size, D: Size>(
             }
             release(used);
         }
+        let block = item / source.token_tiles;
         let rows = Rows {
-            row: (item / source.token_tiles * comptime!(plan.tiles as usize) + tile)
-                * pack::BLOCK_ROWS,
+            row: (first_tile(block, source, shape) + tile) * pack::BLOCK_ROWS,
             token: item % source.token_tiles * comptime!(plan.tokens as usize),
             m,
             n,
@@ -280,5 +305,58 @@ fn multiply<F: Float, A: Size, P: Size, S: Size, D: Size>(
         };
         fold::<F, D>(sums, shared, start, y, bias, &rows, shape);
         item += CUBE_COUNT_X as usize;
+        working = item < source.items;
+        if comptime!(shape.narrows) {
+            working = working && has_rows(item, tile, source);
+        }
     }
+    if comptime!(shape.narrows) {
+        // Others wait for this warpgroup to leave each stage, and for what it brings.
+        while item < source.items {
+            let mut step = source.first;
+            while step < source.end {
+                if comptime!(!plan.brings_beside()) {
+                    turn = take_turn(
+                        x, words, scales, shared, full, ring, source, ahead, turn, asks, shape,
+                    );
+                }
+                wait_full(ring, &at);
+                release(ring.empty + at.slot * 8u32);
+                advance(&mut at, shape);
+                step += comptime!(plan.warpgroups_k as usize);
+            }
+            item += CUBE_COUNT_X as usize;
+        }
+    }
+}
+
+/// Whether the block of rows of `item` has rows for the warpgroup of row tile `tile`.
+#[cube]
+fn has_rows(item: usize, tile: usize, source: &Source) -> bool {
+    item / source.token_tiles < source.wide || tile / 4 < source.narrow
+}
+
+/// Where no plane brings beside: `turn` warpgroups later it is this one's turn to bring the next stage. Returns what it is
+/// then.
+#[cube]
+fn take_turn(
+    x: &Map,
+    words: &Map,
+    scales: &Map,
+    shared: &mut Shared<[U4]>,
+    full: &Shared<[Barrier]>,
+    ring: &Ring,
+    source: &Source,
+    ahead: &mut Ahead,
+    turn: usize,
+    asks: bool,
+    #[comptime] shape: Shape,
+) -> usize {
+    if more(ahead, source) {
+        if asks && turn == 0 {
+            bring(x, words, scales, shared, full, ring, ahead, shape);
+        }
+        go_on(ahead, source, shape);
+    }
+    if turn == 0 { comptime!(shape.plan.warpgroups as usize - 1).runtime() } else { turn - 1 }
 }

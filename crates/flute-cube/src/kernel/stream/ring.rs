@@ -53,15 +53,16 @@ pub(super) fn advance(place: &mut Place, #[comptime] shape: Shape) {
 pub(super) struct Ring {
     /// Its number among the cube's.
     pub(super) number: usize,
-    /// Shared addresses of its first stage, its first *full* and its first *empty* barrier.
+    /// Shared addresses of its first stage, of that one's scales, its first *full* and its first *empty* barrier.
     pub(super) stages: u32,
+    pub(super) scales: u32,
     pub(super) full: u32,
     pub(super) empty: u32,
 }
 
 /// One unit's work, before it asks for anything and others use the barriers.
 #[cube]
-pub(super) fn init_barriers(ring: &Ring, met: u32, #[comptime] shape: Shape) {
+pub(super) fn init_barriers(ring: &Ring, #[comptime] shape: Shape) {
     #[unroll]
     for slot in 0..comptime!(shape.plan.stages) {
         let full = ring.full + comptime!(slot * 8);
@@ -70,12 +71,6 @@ pub(super) fn init_barriers(ring: &Ring, met: u32, #[comptime] shape: Shape) {
         gpu_asm!(
             "mbarrier.init.shared::cta.b64 [{b}], {n};",
             b = in(_) empty, n = const 4 * shape.plan.warpgroups,
-        );
-    }
-    if comptime!(shape.plan.split > 1) && ring.number == 0 {
-        gpu_asm!(
-            "mbarrier.init.shared::cta.b64 [{b}], {n};",
-            b = in(_) met, n = const shape.plan.split as usize * shape.plan.workers() / 32,
         );
     }
     gpu_asm!("fence.mbarrier_init.release.cluster; fence.proxy.async.shared::cta;");
@@ -88,6 +83,31 @@ fn wait(barrier: u32, parity: u32) {
         "{{ .reg .pred p; WAIT: mbarrier.try_wait.parity.shared::cta.b64 p, [{b}], {p}; @p bra DONE; bra WAIT; DONE: }}",
         b = in(_) u32::reinterpret(barrier), p = in(_) u32::reinterpret(parity),
     );
+}
+
+/// A stage: the shared addresses of its first block and of that one's scales.
+#[derive(CubeType)]
+pub(super) struct Stage {
+    pub(super) block: u32,
+    pub(super) scales: u32,
+}
+
+#[cube]
+pub(super) fn stage_of(ring: &Ring, place: &Place, #[comptime] shape: Shape) -> Stage {
+    let scales = comptime!(shape.plan.blocks as usize * shape.block_scales());
+    Stage {
+        block: ring.stages + place.slot * comptime!(shape.stage_bytes() as u32),
+        scales: ring.scales + place.slot * comptime!(scales as u32),
+    }
+}
+
+/// The stage's block `block`.
+#[cube]
+pub(super) fn block_of(stage: &Stage, #[comptime] block: usize, #[comptime] shape: Shape) -> Stage {
+    Stage {
+        block: stage.block + comptime!((block * shape.block_bytes()) as u32),
+        scales: stage.scales + comptime!((block * shape.block_scales()) as u32),
+    }
 }
 
 /// Until the stage of `place` is there.
@@ -109,6 +129,9 @@ pub(super) fn release(empty: u32) {
 pub(super) struct Source {
     pub(super) items: usize,
     pub(super) token_tiles: usize,
+    /// Blocks of rows for all warpgroups, and those that the blocks behind them are for.
+    pub(super) wide: usize,
+    pub(super) narrow: usize,
     /// The ring's first step along k, a stage each, and where the cube's share of them ends.
     pub(super) first: usize,
     pub(super) end: usize,
@@ -141,9 +164,21 @@ pub(super) fn begin(source: &Source, #[comptime] shape: Shape) -> Ahead {
 #[cube]
 fn seek(ahead: &mut Ahead, source: &Source, #[comptime] shape: Shape) {
     let rows = ahead.item / source.token_tiles;
-    ahead.tile = (rows * comptime!(shape.plan.tiles as usize)) as i32;
+    ahead.tile = first_tile(rows, source, shape) as i32;
     let token = (ahead.item - rows * source.token_tiles) * comptime!(shape.plan.tokens as usize);
     ahead.token = token as i32;
+}
+
+/// The first row tile of block `rows` of rows.
+#[cube]
+pub(super) fn first_tile(rows: usize, source: &Source, #[comptime] shape: Shape) -> usize {
+    let wide = comptime!(shape.plan.tiles as usize);
+    if comptime!(shape.narrows) {
+        let behind = rows - min(rows, source.wide);
+        min(rows, source.wide) * wide + behind * source.narrow * 4
+    } else {
+        rows * wide
+    }
 }
 
 /// Whether there is one more.
@@ -189,7 +224,9 @@ pub(super) fn bring(
         barrier.tma_load_2d(x, &mut shared[first..other], ahead.token, column);
         let column = column + comptime!(PANEL as i32);
         barrier.tma_load_2d(x, &mut shared[other..end], ahead.token, column);
-        let at = first + comptime!(shape.scales_at() / 16);
+        let apart = (number * comptime!(plan.blocks as usize) + block)
+            * comptime!(shape.block_scales() / 16);
+        let at = comptime!(shape.scales_at() / 16) + apart;
         let end = at + comptime!(plan.tiles as usize * shape.groups() * 2);
         let column = scale_column(kb, shape) as i32;
         barrier.tma_load_2d(scales, &mut shared[at..end], ahead.tile, column);

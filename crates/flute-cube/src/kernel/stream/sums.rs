@@ -3,9 +3,7 @@
 use super::Shape;
 use crate::kernel::{
     gate::gated,
-    ptx::{
-        F4, U4, arrive_in_cluster, load_cluster_x4, load_shared_f4, sync_some, wait_for_cluster,
-    },
+    ptx::{F4, U4, load_cluster_x4, load_shared_f4, sync_cluster, sync_some},
 };
 use cubecl::prelude::*;
 
@@ -21,22 +19,24 @@ pub(super) struct Rows {
     pub(super) exist: bool,
 }
 
-/// Waits for all who fold their sums together: the cube's warpgroups, or those of the whole cluster, whose planes then
-/// arrive at the barrier `met` of each of its cubes. That of the hardware would make those who bring wait too, and with
-/// them what the warpgroups need next.
+/// Waits for all who fold their sums together: the cube's warpgroups, or everybody in the cluster. Its barrier counts those
+/// who bring too ([`attend_folds`]), which it may, since they have brought everything: clusters go on to no further tile.
 #[cube]
-fn meet(met: u32, #[comptime] parity: u32, #[comptime] shape: Shape) {
+fn meet(#[comptime] shape: Shape) {
     if comptime!(shape.plan.split > 1) {
-        sync_plane();
-        if UNIT_POS & 31u32 == 0u32 {
-            #[unroll]
-            for cube in 0..comptime!(shape.plan.split) {
-                arrive_in_cluster(met, cube);
-            }
-        }
-        wait_for_cluster(met, parity);
+        sync_cluster();
     } else {
         sync_some(comptime!(shape.plan.workers() as u32));
+    }
+}
+
+/// What a plane that brings does while others fold.
+#[cube]
+pub(super) fn attend_folds(#[comptime] shape: Shape) {
+    if comptime!(shape.plan.split > 1) {
+        sync_plane();
+        sync_cluster();
+        sync_cluster();
     }
 }
 
@@ -71,8 +71,7 @@ pub(super) fn fold<F: Float, D: Size>(
         for j in 0..tiles {
             shared[first + comptime!(j * units) + own] = U4::reinterpret(tile::<D>(sums, j));
         }
-        let met = start + comptime!(shape.met_at() as u32);
-        meet(met, 0u32, shape);
+        meet(shape);
         // The units that hold the same rows, one a warpgroup; each takes its share of the token tiles.
         let group = comptime!(plan.workers() / plan.warpgroups_k as usize);
         let share =
@@ -99,7 +98,7 @@ pub(super) fn fold<F: Float, D: Size>(
             }
         }
         // Also before the end: others may still read this cube's sums.
-        meet(met, 1u32, shape);
+        meet(shape);
     }
 }
 

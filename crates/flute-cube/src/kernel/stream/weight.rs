@@ -1,6 +1,6 @@
 //! Weights: a plane's words in a stage, how they become the A operand, and the scales that go with them.
 
-use super::Shape;
+use super::{Shape, ring::Stage};
 use crate::kernel::{
     fragment::{fragment, table_vector},
     ptx::{U4, load_shared, load_shared_x2, load_shared_x4, scale_pair, shared_address},
@@ -23,16 +23,16 @@ pub(super) fn no_codes(#[comptime] shape: Shape) -> Codes {
     }
 }
 
-/// A lane's part of the block at `block`, in row tile `own`.
+/// A lane's part of `block`, in row tile `own`.
 #[cube]
 pub(super) fn load_codes(
     codes: &mut Codes,
-    block: u32,
+    block: &Stage,
     own: u32,
     lane: u32,
     #[comptime] shape: Shape,
 ) {
-    let tile = block
+    let tile = block.block
         + comptime!(shape.words_at() as u32)
         + own * comptime!(4 * shape.block_words() as u32);
     load_words(&mut codes.words, tile, lane, shape);
@@ -45,13 +45,10 @@ pub(super) fn load_codes(
     }
 }
 
-/// Where the scales of rows g and g + 8 lie in the block at `block`.
+/// Where the scales of rows g and g + 8 of `block` lie.
 #[cube]
-fn scale_tile(block: u32, own: u32, lane: u32, #[comptime] shape: Shape) -> u32 {
-    block
-        + comptime!(shape.scales_at() as u32)
-        + own * comptime!(32 * shape.groups() as u32)
-        + lane / 4u32 * 4u32
+fn scale_tile(block: &Stage, own: u32, lane: u32, #[comptime] shape: Shape) -> u32 {
+    block.scales + own * comptime!(32 * shape.groups() as u32) + lane / 4u32 * 4u32
 }
 
 #[cube]
@@ -78,7 +75,7 @@ fn load_words(words: &mut Array<u32>, tile: u32, lane: u32, #[comptime] shape: S
 /// The scales of rows g and g + 8 in the groups of half a block.
 #[cube]
 pub(super) fn load_scales<F: Float, S: Size>(
-    block: u32,
+    block: &Stage,
     own: u32,
     lane: u32,
     #[comptime] half: usize,
