@@ -262,7 +262,7 @@ impl StreamPlan {
                 }
                 // Two blocks a stage halve what a stage costs; but who brings as a side job is late with them.
                 let rings: &[(u32, u32)] = match plan.brings_beside() {
-                    true => &[(2, 5), (2, 4), (2, 3), (1, 5), (1, 4), (1, 3)],
+                    true => &[(2, 5), (2, 4), (1, 7), (1, 6), (1, 5), (1, 4), (1, 3)],
                     false => &[(1, 8), (1, 6), (1, 5), (1, 4), (1, 3)],
                 };
                 // Even tiles, or all that warpgroups can take with an uneven last round.

@@ -128,17 +128,8 @@ fn product<F: Float, A: Size, P: Size, S: Size, D: Size>(
     if brings {
         init_barriers(&ring, shape);
     }
-    // What there is room for is asked for before anybody waits for anybody.
-    if comptime!(plan.brings_beside()) {
-        if brings {
-            for _stage in 0..plan.stages {
-                if more(&mut ahead, &source) {
-                    bring(x, words, scales, &mut shared, &full, &ring, &mut ahead, shape);
-                    go_on(&mut ahead, &source, shape);
-                }
-            }
-        }
-    } else {
+    // A first copy waits for its descriptor, so nobody waits for one but who brings as a side job, and has to.
+    if comptime!(!plan.brings_beside()) {
         for _stage in 0..comptime!(plan.stages - 2) {
             if more(&mut ahead, &source) {
                 if brings {
