@@ -1,0 +1,324 @@
+//! The kernel for every runtime: plain arithmetic, no planes, no matrix unit.
+//!
+//! It needs shared memory, 32-bit integers and barriers, and keeps to what WGSL has: vectors of at most four, one
+//! element width a binding, no reinterpretation of words as halves. So sums are folded through shared memory, and
+//! the pair table is bound as what it holds.
+//!
+//! A unit is a lane of [`crate::pack`]: of each block of 16 rows by 128 of k it reads its own `2·bits` words, looks
+//! its pairs up, and multiplies them with all rows of x of the cube's tile. A group's sum is scaled before it joins
+//! the unit's total. Then the four lanes that share two rows and all planes are added, in ascending order: the order
+//! of every sum is a function of the plan and k alone.
+//!
+//! With few rows instructions are what bounds it, so what does not differ between rows of a tile is done once. x lies in
+//! shared memory as f32, in the order in which lanes multiply by it, `rounds` blocks of every plane at a time: once a
+//! cube if that is all of k. And it waits for memory only once: words and scales are asked for a block ahead, into the next
+//! tile too, those of the first block before the table is filled.
+//!
+//! m, n and k are run-time values. Compiled in are the plan, the bits, the type, which columns share a scale and
+//! whether k is whole blocks: if so, x is read in pairs and never compared with k.
+
+mod tokens;
+pub(super) mod weight;
+
+use crate::{
+    Group, Operands, PackedWeight, PortablePlan, Problem,
+    pack::{BLOCK_K, BLOCK_ROWS, padded_groups},
+};
+use cubecl::{ir::ElemType, prelude::*};
+use tokens::{fetch, store};
+use weight::{Pair, Words, fill, load_head, load_scales, load_tail, look_up, own_copy, own_tail};
+
+/// Planes of one launch. More than any device runs at once, and few enough that a cube of a large weight has several
+/// tiles for the table that it fills.
+const MAX_PLANES: usize = 8192;
+
+/// What is compiled in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Form {
+    pub(super) bits: usize,
+    /// Columns after which a sum is scaled.
+    pub(super) fold: usize,
+    /// Blocks of a row that share a scale, 0 if all of them do; read only if groups are not shorter than blocks.
+    pub(super) span: usize,
+    /// Whether k is a multiple of a block.
+    pub(super) whole: bool,
+    pub(super) planes: usize,
+    pub(super) tokens: usize,
+    pub(super) copies: usize,
+    pub(super) rounds: usize,
+}
+
+impl Form {
+    pub(super) fn entries(self) -> usize {
+        1 << (2 * self.bits)
+    }
+
+    /// Units that write copies of the same pair.
+    fn spread(self) -> usize {
+        let shares = (32 * self.planes / self.entries()).max(1);
+        (1 << shares.ilog2()).min(self.copies)
+    }
+
+    /// Rounds between two jumps back. With one, a compiler would have what is asked for ahead take the registers of what
+    /// is computed, and so ask for it last.
+    fn step(self) -> usize {
+        self.rounds.min(2)
+    }
+
+    /// Rows of x that are folded at once.
+    fn folded(self) -> usize {
+        self.tokens.min(PortablePlan::FOLDED as usize)
+    }
+
+    /// Columns after which a sum of `group` is scaled, and the blocks that share a scale.
+    pub(super) fn scaling(group: Group, k: usize) -> (usize, usize) {
+        let len = group.len(k.next_multiple_of(BLOCK_K));
+        let span = if group == Group::Whole { 0 } else { len.div_ceil(BLOCK_K) };
+        (len.min(BLOCK_K), span)
+    }
+}
+
+/// What is not.
+#[derive(CubeLaunch, CubeType)]
+struct Shape {
+    m: usize,
+    n: usize,
+    k: usize,
+    /// Scales of a row, whole blocks of them.
+    groups: usize,
+    /// 1 if there is a bias.
+    biased: u32,
+}
+
+/// Launches `plan`, which must have been validated for `problem`, on `operands`, likewise.
+pub(crate) fn launch(client: &Client, problem: &Problem, plan: &PortablePlan, operands: &Operands) {
+    let Problem { m, n, k, format, dtype, bias } = *problem;
+    let whole = k.is_multiple_of(BLOCK_K);
+    let (fold, span) = Form::scaling(format.group, k);
+    let form = Form {
+        bits: format.bits.get().into(),
+        fold,
+        span,
+        whole,
+        planes: plan.planes as usize,
+        tokens: plan.tokens as usize,
+        copies: plan.copies as usize,
+        rounds: plan.rounds as usize,
+    };
+    let width = if whole { 2 } else { 1 };
+    let (row_tiles, token_tiles) = (n.div_ceil(BLOCK_ROWS), m.div_ceil(form.tokens));
+    let (most_x, most_y, _) = client.properties().hardware.max_cube_count;
+    let cubes_x = token_tiles.min(most_x as usize);
+    // As many turns for each cube.
+    let turns = (row_tiles * cubes_x).div_ceil(MAX_PLANES / form.planes);
+    let cubes_y = row_tiles.div_ceil(turns).min(most_y as usize);
+    let shape = ShapeLaunch::new(m, n, k, padded_groups(k, format), u32::from(bias));
+    let words = PackedWeight::words_len(n, k, format) / 4;
+    let scales = PackedWeight::scales_len(n, k, format) / 2;
+    // Never read without a bias, but a binding wants a buffer.
+    let bias = operands.bias.as_ref().unwrap_or(&operands.scales);
+    let arg = |handle: &cubecl::server::Handle, len| {
+        // SAFETY: whoever called `qgemm` had every buffer checked against these lengths.
+        unsafe { BufferArg::from_raw_parts(handle.clone(), len) }
+    };
+    // SAFETY: what the kernel indexes is bounded by the lengths above: rows of x beyond m read the last one, columns
+    // beyond k read nothing, rows of y beyond n are not written, words and scales are padded to whole blocks, and
+    // blocks beyond the last read the last one.
+    unsafe {
+        qgemm::launch_unchecked(
+            client,
+            CubeCount::Static(cubes_x as u32, cubes_y as u32, 1),
+            CubeDim::new_2d(32, plan.planes),
+            width,
+            arg(&operands.x, m * k / width),
+            arg(&operands.words, words),
+            arg(&operands.scales, scales),
+            arg(&operands.pairs, format.bits.pairs()),
+            arg(bias, n),
+            arg(&operands.y, m * n),
+            shape,
+            form,
+            dtype.elem(),
+        );
+    }
+}
+
+#[cube(launch_unchecked)]
+fn qgemm<F: Float, N: Size>(
+    x: &[Vector<F, N>],
+    words: &[Words],
+    scales: &[Vector<F, Const<2>>],
+    pairs: &[Vector<F, Const<2>>],
+    bias: &[F],
+    y: &mut [F],
+    shape: Shape,
+    #[comptime] form: Form,
+    #[define(F)] _dtype: ElemType,
+) {
+    let tokens = comptime!(form.tokens);
+    let planes = comptime!(form.planes);
+    let units = comptime!(32 * form.planes);
+    let parts = comptime!(128 / form.fold);
+    let part_rounds = comptime!(form.rounds);
+    let unit = UNIT_POS_X as usize;
+    let plane = UNIT_POS_Y as usize;
+    let (g, t) = (unit / 4, unit % 4);
+    let copy = own_copy(form);
+
+    let blocks = shape.k.div_ceil(128);
+    let step = comptime!(form.step());
+    let rounds = blocks.div_ceil(comptime!(form.planes * form.step())) * step;
+    let token_tiles = shape.m.div_ceil(tokens);
+    let row_tiles = shape.n.div_ceil(16);
+    // A plane without a block of its own computes the last one with zeros for x.
+    let first_block = min(plane, blocks - 1);
+    let last_block = min((rounds - 1) * planes + plane, blocks - 1);
+
+    let mut row_tile = CUBE_POS_Y as usize;
+    let mut head = load_head(words, row_tile * blocks + first_block, unit, form);
+    let mut tail = load_tail(words, row_tile * blocks + first_block, unit, form);
+    let mut factors = Array::<Vector<F, Const<2>>>::new(parts);
+    load_scales(scales, &mut factors, row_tile * shape.groups, first_block, form);
+    let mut token_tile = CUBE_POS_X as usize;
+    let mut values = Array::<Vector<F, Const<2>>>::new(comptime!(2 * form.tokens * form.rounds));
+    fetch(x, &mut values, token_tile * tokens, 0usize, &shape, form);
+
+    let mut table =
+        Shared::<[Vector<F, Const<2>>]>::new_slice(comptime!(form.entries() * form.copies));
+    fill(&mut table, pairs, form);
+    let mut staging = Shared::<[Vector<f32, Const<4>>]>::new_slice(comptime!(
+        form.tokens * form.rounds * 32 * form.planes
+    ));
+    store(&mut staging, &values, 0usize, &shape, form);
+    // Twice, so that a fold need not wait for the one before.
+    let slots = comptime!(form.folded() * form.planes * 64);
+    let mut scratch = Shared::<[f32]>::new_slice(comptime!(2 * form.folded() * form.planes * 64));
+    let mut turn = 0usize;
+    // Whether x of this tile lies there from its first round on.
+    let mut staged = true;
+    sync_cube();
+
+    while token_tile < token_tiles {
+        let token = token_tile * tokens;
+        let next = row_tile + CUBE_COUNT_Y as usize;
+        let more = next < row_tiles;
+        let after = token_tile + CUBE_COUNT_X as usize;
+        let again = select(after < token_tiles, CUBE_POS_Y as usize, row_tile);
+        let next_row_tile = select(more, next, again);
+        // Where nothing follows, what is asked for last is at hand.
+        let next_block = select(more || after < token_tiles, first_block, last_block);
+        let mut totals = Array::<f32>::new(comptime!(2 * form.tokens));
+        #[unroll]
+        for i in 0..comptime!(2 * form.tokens) {
+            totals[i] = 0.0;
+        }
+        let mut round = 0usize;
+        while round < rounds {
+            if !staged {
+                fetch(x, &mut values, token, round, &shape, form);
+                sync_cube();
+                store(&mut staging, &values, round, &shape, form);
+                sync_cube();
+            }
+            staged = rounds <= part_rounds;
+            let end = min(round + part_rounds, rounds);
+            let mut own = UNIT_POS_Y * comptime!(32 * form.tokens as u32);
+            while round < end {
+                #[unroll]
+                for _ in 0..step {
+                    // On their way while this block is computed.
+                    round += 1;
+                    let ahead = round < rounds;
+                    let block = select(ahead, min(round * planes + plane, blocks - 1), next_block);
+                    let of_tile = select(ahead, row_tile, next_row_tile);
+                    let next_head = load_head(words, of_tile * blocks + block, unit, form);
+                    let next_tail = load_tail(words, of_tile * blocks + block, unit, form);
+                    let mut next_factors = Array::<Vector<F, Const<2>>>::new(parts);
+                    load_scales(scales, &mut next_factors, of_tile * shape.groups, block, form);
+                    let rest = own_tail(tail, unit, form);
+                    #[unroll]
+                    for part in 0..parts {
+                        let mut sums = Array::<f32>::new(comptime!(2 * form.tokens));
+                        #[unroll]
+                        for i in 0..comptime!(2 * form.tokens) {
+                            sums[i] = 0.0;
+                        }
+                        let first = comptime!(part * form.fold / 16);
+                        #[unroll]
+                        for f in first..comptime!((part + 1) * form.fold / 16) {
+                            let w0 = look_up(&table, head, rest, copy, f, 0usize, form);
+                            let w1 = look_up(&table, head, rest, copy, f, 1usize, form);
+                            let w2 = look_up(&table, head, rest, copy, f, 2usize, form);
+                            let w3 = look_up(&table, head, rest, copy, f, 3usize, form);
+                            #[unroll]
+                            for i in 0..tokens {
+                                // Alternatives instead of sums, which a compiler leaves to the load's offset.
+                                let at = own | t as u32 | comptime!((32 * i + 4 * f) as u32);
+                                let v = staging[at as usize];
+                                let (even, odd) = (sums[2 * i], sums[2 * i + 1]);
+                                sums[2 * i] = mad(w2, v, 2usize, mad(w0, v, 0usize, even));
+                                sums[2 * i + 1] = mad(w3, v, 2usize, mad(w1, v, 0usize, odd));
+                            }
+                        }
+                        let factor = Pair::cast_from(factors[part]);
+                        #[unroll]
+                        for i in 0..tokens {
+                            totals[2 * i] += sums[2 * i] * factor.extract(0usize);
+                            totals[2 * i + 1] += sums[2 * i + 1] * factor.extract(1usize);
+                        }
+                    }
+                    head = next_head;
+                    tail = next_tail;
+                    #[unroll]
+                    for part in 0..parts {
+                        factors[part] = next_factors[part];
+                    }
+                    own += comptime!((32 * form.tokens * form.planes) as u32);
+                }
+            }
+        }
+        let folded = comptime!(form.folded());
+        #[unroll]
+        for few in 0..comptime!(form.tokens / form.folded()) {
+            let base = turn * slots;
+            #[unroll]
+            for i in 0..folded {
+                let at = base + ((i * planes + plane) * 4 + t) * 16 + g;
+                scratch[at] = totals[(few * folded + i) * 2];
+                scratch[at + 8] = totals[(few * folded + i) * 2 + 1];
+            }
+            sync_cube();
+            let mut out = UNIT_POS as usize;
+            while out < comptime!(form.folded() * 16) {
+                let row = row_tile * 16 + out % 16;
+                let token = token + few * folded + out / 16;
+                if token < shape.m && row < shape.n {
+                    let from = base + out / 16 * comptime!(form.planes * 64) + out % 16;
+                    let mut sum = 0.0f32;
+                    #[unroll]
+                    for part in 0..comptime!(form.planes * 4) {
+                        sum += scratch[from + part * 16];
+                    }
+                    if shape.biased == 1 {
+                        sum += f32::cast_from(bias[row]);
+                    }
+                    y[token * shape.n + row] = F::cast_from(sum);
+                }
+                out += units;
+            }
+            turn = 1 - turn;
+        }
+        row_tile = next_row_tile;
+        if !more {
+            token_tile = after;
+            staged = false;
+        }
+    }
+}
+
+/// `sum` and the products of a pair with the elements of `four` from `first` on.
+#[cube]
+fn mad(pair: Pair, four: Vector<f32, Const<4>>, #[comptime] first: usize, sum: f32) -> f32 {
+    sum + pair.extract(0usize) * four.extract(first)
+        + pair.extract(1usize) * four.extract(comptime!(first + 1))
+}
