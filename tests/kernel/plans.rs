@@ -1,7 +1,7 @@
 //! Plans of devices that need not be here: plain data, so they can be asked for anywhere.
 
 use crate::case::{BITS, GROUPS, ROWS, SHAPES};
-use flute_cube::{Dtype, Error, Format, Limits, Plan, Problem, StreamPlan};
+use flute_cube::{Dtype, Error, Format, Limits, Plan, PortablePlan, Problem, StreamPlan};
 use std::collections::HashSet;
 
 /// GPUs with and without tensor cores, large and small.
@@ -139,5 +139,27 @@ fn every_multiprocessor_gets_the_same_where_row_tiles_allow_it() {
             _ => false,
         });
         assert!(even, "no plan of {tiles} row tiles for {n} rows: {plans:?}");
+    }
+}
+
+#[test]
+fn one_row_of_4096_columns_is_staged_once_where_a_cube_has_48_kilobytes() {
+    let limits = Limits { mma: false, ..Limits::nvidia("through Vulkan", 16, 48) };
+    let format = Format::new(4, 128).expect("served");
+    let problem = Problem { m: 1, n: 28672, k: 4096, format, dtype: Dtype::F16, bias: false };
+    let selected = Plan::select(&problem, &limits).expect("a valid problem");
+    let plan = PortablePlan { planes: 8, tokens: 1, copies: 16, rounds: 4 };
+    assert_eq!(selected, Plan::Portable(plan));
+    // A copy of the table for each unit of a plane leaves room for half of the columns.
+    let plans = Plan::candidates(&problem, &limits).expect("a valid problem");
+    assert!(plans.contains(&Plan::Portable(PortablePlan { copies: 32, rounds: 2, ..plan })));
+    // No round is staged that has no block.
+    for (m, k) in [(1, 96), (1, 1024), (2, 1536), (4, 256), (8, 128)] {
+        let short = Problem { m, k, ..problem };
+        for plan in Plan::candidates(&short, &limits).expect("a valid problem") {
+            let Plan::Portable(PortablePlan { planes, rounds, .. }) = plan else { continue };
+            let blocks = k.div_ceil(128).div_ceil(planes as usize);
+            assert!((rounds as usize) <= blocks.next_power_of_two(), "{plan} for k = {k}");
+        }
     }
 }

@@ -28,9 +28,9 @@ use cubecl::{ir::ElemType, prelude::*};
 use tokens::{fetch, store};
 use weight::{Pair, Words, fill, load_head, load_scales, load_tail, look_up, own_copy, own_tail};
 
-/// Planes of one launch. More than any device runs at once, and few enough that a cube of a large weight has several
-/// tiles for the table that it fills.
-const MAX_PLANES: usize = 8192;
+/// Planes of one launch: as many as a large device runs at once, or a few more. A cube that starts when others end runs
+/// nearly alone, and one of a single tile has filled its table for that.
+const MAX_PLANES: usize = 6144;
 
 /// What is compiled in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
