@@ -34,7 +34,8 @@ fn small() -> Limits {
     limits
 }
 
-const PLAN: PortablePlan = PortablePlan { planes: 4, tokens: 4, copies: 1, rounds: 1 };
+const PLAN: PortablePlan =
+    PortablePlan { planes: 4, tokens: 4, copies: 1, rounds: 1, tiles: 1, wide: false };
 
 #[test]
 fn formats_that_no_kernel_reads_are_refused() {
@@ -189,6 +190,9 @@ fn a_plan_that_no_kernel_follows_is_refused() {
         PortablePlan { rounds: 0, ..PLAN },
         PortablePlan { rounds: 3, ..PLAN },
         PortablePlan { rounds: 32, ..PLAN },
+        PortablePlan { tiles: 0, ..PLAN },
+        PortablePlan { tiles: 2, ..PLAN },
+        PortablePlan { tiles: 3, tokens: 1, ..PLAN },
     ];
     for plan in plans {
         let error = Plan::Portable(plan).validate(&problem(), &limits);

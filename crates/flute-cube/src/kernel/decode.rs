@@ -44,6 +44,7 @@ pub(crate) fn launch(client: &Client, problem: &Problem, operands: &Operands, de
         tokens: 1,
         copies: if turned { 32 } else { 8 },
         rounds: 1,
+        tiles: 1,
     };
     let blocks = n.div_ceil(BLOCK_ROWS) * k.div_ceil(BLOCK_K);
     // Where a table of a copy for every lane is filled, as many as run at once.
@@ -108,7 +109,7 @@ fn decode<F: Float, W: Size>(
         let head = load_head(words, block, unit, form);
         let tail = own_tail(load_tail(words, block, unit, form), unit, form);
         let mut factors = Array::<Vector<F, Const<2>>>::new(comptime!(128 / form.fold));
-        load_scales(scales, &mut factors, tile * groups, kb, form);
+        load_scales(scales, &mut factors, tile * groups, kb, 0usize, form);
         #[unroll]
         for part in 0..comptime!(128 / form.fold) {
             let scale = Vector::<f32, Const<2>>::cast_from(factors[part]);

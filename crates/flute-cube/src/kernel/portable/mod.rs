@@ -11,8 +11,8 @@
 //!
 //! With few rows instructions are what bounds it, so what does not differ between rows of a tile is done once. x lies in
 //! shared memory as f32, in the order in which lanes multiply by it, `rounds` blocks of every plane at a time: once a
-//! cube if that is all of k. And it waits for memory only once: words and scales are asked for a block ahead, into the next
-//! tile too, those of the first block before the table is filled.
+//! cube if that is all of k. The table may be f32 too, so that what is looked up need not be converted. And words and
+//! scales are asked for a block ahead, into the next tile too, those of the first block before the table is filled.
 //!
 //! m, n and k are run-time values. Compiled in are the plan, the bits, the type, which columns share a scale and
 //! whether k is whole blocks: if so, x is read in pairs and never compared with k.
@@ -21,7 +21,7 @@ mod tokens;
 pub(super) mod weight;
 
 use crate::{
-    Group, Operands, PackedWeight, PortablePlan, Problem,
+    Dtype, Group, Operands, PackedWeight, PortablePlan, Problem,
     pack::{BLOCK_K, BLOCK_ROWS, padded_groups},
 };
 use cubecl::{ir::ElemType, prelude::*};
@@ -30,7 +30,7 @@ use weight::{Pair, Words, fill, load_head, load_scales, load_tail, look_up, own_
 
 /// Planes of one launch: as many as a large device runs at once, or a few more. A cube that starts when others end runs
 /// nearly alone, and one of a single tile has filled its table for that.
-const MAX_PLANES: usize = 6144;
+const MAX_PLANES: usize = 4096;
 
 /// What is compiled in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -46,6 +46,7 @@ pub(super) struct Form {
     pub(super) tokens: usize,
     pub(super) copies: usize,
     pub(super) rounds: usize,
+    pub(super) tiles: usize,
 }
 
 impl Form {
@@ -68,6 +69,11 @@ impl Form {
     /// Rows of x that are folded at once.
     fn folded(self) -> usize {
         self.tokens.min(PortablePlan::FOLDED as usize)
+    }
+
+    /// Floats of what a fold adds up.
+    fn slots(self) -> usize {
+        self.folded() * self.tiles * self.planes * 64
     }
 
     /// Columns after which a sum of `group` is scaled, and the blocks that share a scale.
@@ -104,9 +110,10 @@ pub(crate) fn launch(client: &Client, problem: &Problem, plan: &PortablePlan, op
         tokens: plan.tokens as usize,
         copies: plan.copies as usize,
         rounds: plan.rounds as usize,
+        tiles: plan.tiles as usize,
     };
     let width = if whole { 2 } else { 1 };
-    let (row_tiles, token_tiles) = (n.div_ceil(BLOCK_ROWS), m.div_ceil(form.tokens));
+    let (row_tiles, token_tiles) = (n.div_ceil(BLOCK_ROWS * form.tiles), m.div_ceil(form.tokens));
     let (most_x, most_y, _) = client.properties().hardware.max_cube_count;
     let cubes_x = token_tiles.min(most_x as usize);
     // As many turns for each cube.
@@ -138,13 +145,13 @@ pub(crate) fn launch(client: &Client, problem: &Problem, plan: &PortablePlan, op
             arg(&operands.y, m * n),
             shape,
             form,
-            dtype.elem(),
+            [dtype.elem(), if plan.wide { Dtype::F32.elem() } else { dtype.elem() }],
         );
     }
 }
 
 #[cube(launch_unchecked)]
-fn qgemm<F: Float, N: Size>(
+fn qgemm<F: Float, T: Float, N: Size>(
     x: &[Vector<F, N>],
     words: &[Words],
     scales: &[Vector<F, Const<2>>],
@@ -153,11 +160,12 @@ fn qgemm<F: Float, N: Size>(
     y: &mut [F],
     shape: Shape,
     #[comptime] form: Form,
-    #[define(F)] _dtype: ElemType,
+    #[define(F, T)] _dtypes: [ElemType; 2],
 ) {
     let tokens = comptime!(form.tokens);
     let planes = comptime!(form.planes);
     let units = comptime!(32 * form.planes);
+    let tiles = comptime!(form.tiles);
     let parts = comptime!(128 / form.fold);
     let part_rounds = comptime!(form.rounds);
     let unit = UNIT_POS_X as usize;
@@ -169,30 +177,36 @@ fn qgemm<F: Float, N: Size>(
     let step = comptime!(form.step());
     let rounds = blocks.div_ceil(comptime!(form.planes * form.step())) * step;
     let token_tiles = shape.m.div_ceil(tokens);
-    let row_tiles = shape.n.div_ceil(16);
+    let row_tiles = shape.n.div_ceil(comptime!(16 * form.tiles));
     // A plane without a block of its own computes the last one with zeros for x.
     let first_block = min(plane, blocks - 1);
     let last_block = min((rounds - 1) * planes + plane, blocks - 1);
 
     let mut row_tile = CUBE_POS_Y as usize;
-    let mut head = load_head(words, row_tile * blocks + first_block, unit, form);
-    let mut tail = load_tail(words, row_tile * blocks + first_block, unit, form);
-    let mut factors = Array::<Vector<F, Const<2>>>::new(parts);
-    load_scales(scales, &mut factors, row_tile * shape.groups, first_block, form);
+    let mut heads = Array::<Words>::new(tiles);
+    let mut tails = Array::<Words>::new(tiles);
+    let mut factors = Array::<Vector<F, Const<2>>>::new(comptime!(form.tiles * 128 / form.fold));
+    #[unroll]
+    for j in 0..tiles {
+        let of = tile_of(row_tile, &shape, j, form);
+        heads[j] = load_head(words, of * blocks + first_block, unit, form);
+        tails[j] = load_tail(words, of * blocks + first_block, unit, form);
+        load_scales(scales, &mut factors, of * shape.groups, first_block, j, form);
+    }
     let mut token_tile = CUBE_POS_X as usize;
     let mut values = Array::<Vector<F, Const<2>>>::new(comptime!(2 * form.tokens * form.rounds));
     fetch(x, &mut values, token_tile * tokens, 0usize, &shape, form);
 
     let mut table =
-        Shared::<[Vector<F, Const<2>>]>::new_slice(comptime!(form.entries() * form.copies));
+        Shared::<[Vector<T, Const<2>>]>::new_slice(comptime!(form.entries() * form.copies));
     fill(&mut table, pairs, form);
     let mut staging = Shared::<[Vector<f32, Const<4>>]>::new_slice(comptime!(
         form.tokens * form.rounds * 32 * form.planes
     ));
     store(&mut staging, &values, 0usize, &shape, form);
     // Twice, so that a fold need not wait for the one before.
-    let slots = comptime!(form.folded() * form.planes * 64);
-    let mut scratch = Shared::<[f32]>::new_slice(comptime!(2 * form.folded() * form.planes * 64));
+    let slots = comptime!(form.slots());
+    let mut scratch = Shared::<[f32]>::new_slice(comptime!(2 * form.slots()));
     let mut turn = 0usize;
     // Whether x of this tile lies there from its first round on.
     let mut staged = true;
@@ -207,9 +221,9 @@ fn qgemm<F: Float, N: Size>(
         let next_row_tile = select(more, next, again);
         // Where nothing follows, what is asked for last is at hand.
         let next_block = select(more || after < token_tiles, first_block, last_block);
-        let mut totals = Array::<f32>::new(comptime!(2 * form.tokens));
+        let mut totals = Array::<f32>::new(comptime!(2 * form.tokens * form.tiles));
         #[unroll]
-        for i in 0..comptime!(2 * form.tokens) {
+        for i in 0..comptime!(2 * form.tokens * form.tiles) {
             totals[i] = 0.0;
         }
         let mut round = 0usize;
@@ -230,70 +244,87 @@ fn qgemm<F: Float, N: Size>(
                     round += 1;
                     let ahead = round < rounds;
                     let block = select(ahead, min(round * planes + plane, blocks - 1), next_block);
-                    let of_tile = select(ahead, row_tile, next_row_tile);
-                    let next_head = load_head(words, of_tile * blocks + block, unit, form);
-                    let next_tail = load_tail(words, of_tile * blocks + block, unit, form);
-                    let mut next_factors = Array::<Vector<F, Const<2>>>::new(parts);
-                    load_scales(scales, &mut next_factors, of_tile * shape.groups, block, form);
-                    let rest = own_tail(tail, unit, form);
+                    let of_row_tile = select(ahead, row_tile, next_row_tile);
+                    let mut next_heads = Array::<Words>::new(tiles);
+                    let mut next_tails = Array::<Words>::new(tiles);
+                    let mut next_factors =
+                        Array::<Vector<F, Const<2>>>::new(comptime!(form.tiles * 128 / form.fold));
+                    #[unroll]
+                    for j in 0..tiles {
+                        let of = tile_of(of_row_tile, &shape, j, form);
+                        next_heads[j] = load_head(words, of * blocks + block, unit, form);
+                        next_tails[j] = load_tail(words, of * blocks + block, unit, form);
+                        load_scales(scales, &mut next_factors, of * shape.groups, block, j, form);
+                        tails[j] = own_tail(tails[j], unit, form);
+                    }
                     #[unroll]
                     for part in 0..parts {
-                        let mut sums = Array::<f32>::new(comptime!(2 * form.tokens));
+                        let mut sums = Array::<f32>::new(comptime!(2 * form.tokens * form.tiles));
                         #[unroll]
-                        for i in 0..comptime!(2 * form.tokens) {
+                        for i in 0..comptime!(2 * form.tokens * form.tiles) {
                             sums[i] = 0.0;
                         }
                         let first = comptime!(part * form.fold / 16);
                         #[unroll]
                         for f in first..comptime!((part + 1) * form.fold / 16) {
-                            let w0 = look_up(&table, head, rest, copy, f, 0usize, form);
-                            let w1 = look_up(&table, head, rest, copy, f, 1usize, form);
-                            let w2 = look_up(&table, head, rest, copy, f, 2usize, form);
-                            let w3 = look_up(&table, head, rest, copy, f, 3usize, form);
+                            let mut w = Array::<Pair>::new(comptime!(4 * form.tiles));
+                            #[unroll]
+                            for s in 0..comptime!(4 * form.tiles) {
+                                let (head, tail) = (heads[s / 4], tails[s / 4]);
+                                w[s] = look_up(&table, head, tail, copy, f, s % 4, form);
+                            }
                             #[unroll]
                             for i in 0..tokens {
                                 // Alternatives instead of sums, which a compiler leaves to the load's offset.
                                 let at = own | t as u32 | comptime!((32 * i + 4 * f) as u32);
                                 let v = staging[at as usize];
-                                let (even, odd) = (sums[2 * i], sums[2 * i + 1]);
-                                sums[2 * i] = mad(w2, v, 2usize, mad(w0, v, 0usize, even));
-                                sums[2 * i + 1] = mad(w3, v, 2usize, mad(w1, v, 0usize, odd));
+                                #[unroll]
+                                for row in 0..comptime!(2 * form.tiles) {
+                                    let slot = comptime!(row / 2 * 4 + row % 2);
+                                    let at = comptime!(2 * form.tiles * i + row);
+                                    let sum = mad(w[slot], v, 0usize, sums[at]);
+                                    sums[at] = mad(w[slot + 2], v, 2usize, sum);
+                                }
                             }
                         }
-                        let factor = Pair::cast_from(factors[part]);
                         #[unroll]
-                        for i in 0..tokens {
-                            totals[2 * i] += sums[2 * i] * factor.extract(0usize);
-                            totals[2 * i + 1] += sums[2 * i + 1] * factor.extract(1usize);
+                        for at in 0..comptime!(2 * form.tokens * form.tiles) {
+                            let j = comptime!(at / 2 % form.tiles);
+                            let factor = Pair::cast_from(factors[j * parts + part]);
+                            totals[at] += sums[at] * factor.extract(at % 2);
                         }
                     }
-                    head = next_head;
-                    tail = next_tail;
                     #[unroll]
-                    for part in 0..parts {
-                        factors[part] = next_factors[part];
+                    for j in 0..tiles {
+                        heads[j] = next_heads[j];
+                        tails[j] = next_tails[j];
+                    }
+                    #[unroll]
+                    for at in 0..comptime!(form.tiles * 128 / form.fold) {
+                        factors[at] = next_factors[at];
                     }
                     own += comptime!((32 * form.tokens * form.planes) as u32);
                 }
             }
         }
-        let folded = comptime!(form.folded());
+        let sets = comptime!(form.folded() * form.tiles);
         #[unroll]
         for few in 0..comptime!(form.tokens / form.folded()) {
             let base = turn * slots;
             #[unroll]
-            for i in 0..folded {
-                let at = base + ((i * planes + plane) * 4 + t) * 16 + g;
-                scratch[at] = totals[(few * folded + i) * 2];
-                scratch[at + 8] = totals[(few * folded + i) * 2 + 1];
+            for set in 0..sets {
+                let at = base + ((set * planes + plane) * 4 + t) * 16 + g;
+                scratch[at] = totals[(few * sets + set) * 2];
+                scratch[at + 8] = totals[(few * sets + set) * 2 + 1];
             }
             sync_cube();
             let mut out = UNIT_POS as usize;
-            while out < comptime!(form.folded() * 16) {
-                let row = row_tile * 16 + out % 16;
-                let token = token + few * folded + out / 16;
+            while out < comptime!(form.folded() * form.tiles * 16) {
+                let (set, in_tile) = (out / 16, out % 16);
+                let row = (row_tile * tiles + set % tiles) * 16 + in_tile;
+                let token = token + few * comptime!(form.folded()) + set / tiles;
                 if token < shape.m && row < shape.n {
-                    let from = base + out / 16 * comptime!(form.planes * 64) + out % 16;
+                    let from = base + set * comptime!(form.planes * 64) + in_tile;
                     let mut sum = 0.0f32;
                     #[unroll]
                     for part in 0..comptime!(form.planes * 4) {
@@ -314,6 +345,16 @@ fn qgemm<F: Float, N: Size>(
             staged = false;
         }
     }
+}
+
+/// The `j`th tile of 16 rows of a cube's; beyond the last one, that one.
+#[cube]
+fn tile_of(row_tile: usize, shape: &Shape, #[comptime] j: usize, #[comptime] form: Form) -> usize {
+    let mut tile = row_tile;
+    if comptime!(form.tiles > 1) {
+        tile = min(row_tile * form.tiles + j, shape.n.div_ceil(16) - 1);
+    }
+    tile
 }
 
 /// `sum` and the products of a pair with the elements of `four` from `first` on.

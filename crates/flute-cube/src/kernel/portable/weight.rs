@@ -8,8 +8,8 @@ pub(super) type Pair = Vector<f32, Const<2>>;
 
 /// Writes every copy of every pair. Which copy a unit writes first differs between units, and so do the banks.
 #[cube]
-pub(in crate::kernel) fn fill<F: Float>(
-    table: &mut Shared<[Vector<F, Const<2>>]>,
+pub(in crate::kernel) fn fill<F: Float, T: Float>(
+    table: &mut Shared<[Vector<T, Const<2>>]>,
     pairs: &[Vector<F, Const<2>>],
     #[comptime] form: Form,
 ) {
@@ -19,7 +19,7 @@ pub(in crate::kernel) fn fill<F: Float>(
     let mut at = UNIT_POS;
     while at < comptime!((form.entries() * form.spread()) as u32) {
         let pair = at / spread;
-        let value = pairs[pair as usize];
+        let value = Vector::<T, Const<2>>::cast_from(pairs[pair as usize]);
         let first = pair * copies + ((at % spread * own) ^ (pair % copies));
         #[unroll]
         for copy in 0..own {
@@ -77,18 +77,22 @@ pub(in crate::kernel) fn own_tail(tail: Words, unit: usize, #[comptime] form: Fo
     own
 }
 
-/// The scales of `block` for the two rows of a lane, one for each part; `row` is where those of its 16 rows begin.
+/// The scales of `block` for the two rows of a lane, one for each part, as the `set`th of `factors`; `row` is where those
+/// of its 16 rows begin.
 #[cube]
 pub(in crate::kernel) fn load_scales<F: Float>(
     scales: &[Vector<F, Const<2>>],
     factors: &mut Array<Vector<F, Const<2>>>,
     row: usize,
     block: usize,
+    #[comptime] set: usize,
     #[comptime] form: Form,
 ) {
+    let parts = comptime!(128 / form.fold);
     #[unroll]
-    for part in 0..comptime!(128 / form.fold) {
-        factors[part] = scales[(row + group_of(block, part, form)) * 8 + UNIT_POS_X as usize / 4];
+    for part in 0..parts {
+        factors[set * parts + part] =
+            scales[(row + group_of(block, part, form)) * 8 + UNIT_POS_X as usize / 4];
     }
 }
 
@@ -101,8 +105,8 @@ fn word(head: Words, tail: Words, #[comptime] index: usize) -> u32 {
 /// word at the place where an address wants it, so that nothing is left to shift.
 #[cube]
 #[allow(clippy::too_many_arguments)]
-pub(in crate::kernel) fn look_up<F: Float>(
-    table: &Shared<[Vector<F, Const<2>>]>,
+pub(in crate::kernel) fn look_up<T: Float>(
+    table: &Shared<[Vector<T, Const<2>>]>,
     head: Words,
     tail: Words,
     copy: u32,
