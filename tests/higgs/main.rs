@@ -141,6 +141,8 @@ fn the_grids_that_are_shipped_are_those_that_are_made() -> Result<()> {
             // In the last bits of a shaken point machines may differ, and then in which of the nearly equal grids
             // they find; none is worse by more than this.
             ensure!((made.error / error - 1.0).abs() <= 2e-3);
+            let golden = grid::error(&golden(bits, p)?);
+            ensure!(made.error <= golden * 1.005, "{} made, golden {golden}", made.error);
             assert_eq!(made.points.len() * p, shipped.values().len());
         }
     }

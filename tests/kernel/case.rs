@@ -25,7 +25,7 @@ pub(crate) const SHAPES: [(usize, usize); 12] = [
     (3, 4095),
     (48, 2880),
     (2048, 1024),
-    (9001, 160),
+    (12301, 160),
 ];
 
 /// One quantized weight.

@@ -1,7 +1,7 @@
 //! Plans of devices that need not be here: plain data, so they can be asked for anywhere.
 
 use crate::case::{BITS, GROUPS, ROWS, SHAPES};
-use flute_cube::{Dtype, Error, Format, Limits, Plan, Problem, StreamPlan};
+use flute_cube::{Dtype, Error, Format, Limits, Plan, PortablePlan, Problem, StreamPlan};
 use std::collections::HashSet;
 
 /// GPUs with and without tensor cores, large and small.
@@ -143,5 +143,33 @@ fn every_multiprocessor_gets_the_same_where_row_tiles_allow_it() {
             _ => false,
         });
         assert!(even, "no plan of {tiles} row tiles for {n} rows: {plans:?}");
+    }
+}
+
+#[test]
+fn one_row_takes_a_table_in_f32_where_a_cube_has_48_kilobytes() {
+    let limits = |kilobytes| Limits { mma: false, ..Limits::nvidia("a GPU", 16, kilobytes) };
+    let format = Format::new(4, 128).expect("served");
+    let problem = Problem { m: 1, n: 28672, k: 4096, format, dtype: Dtype::F16, bias: false };
+    let select = |problem: &Problem, kilobytes| match Plan::select(problem, &limits(kilobytes)) {
+        Ok(Plan::Portable(plan)) => plan,
+        other => panic!("{other:?}"),
+    };
+    let wide = PortablePlan { planes: 8, tokens: 1, copies: 16, rounds: 2, tiles: 2, wide: true };
+    assert_eq!(select(&problem, 48), wide);
+    let few = Problem { n: 4096, ..problem };
+    assert_eq!(select(&few, 48), PortablePlan { tiles: 1, ..wide });
+    assert_eq!(select(&problem, 32), PortablePlan { tiles: 1, wide: false, ..wide });
+    // Nothing is gained where everything is f32, and more rows multiply more than they look up.
+    assert!(!select(&Problem { dtype: Dtype::F32, ..problem }, 48).wide);
+    assert!(!select(&Problem { m: 4, ..problem }, 48).wide);
+    // No round is staged that has no block.
+    for (m, k) in [(1, 96), (1, 1024), (2, 1536), (4, 256), (8, 128)] {
+        let short = Problem { m, k, ..problem };
+        for plan in Plan::candidates(&short, &limits(48)).expect("a valid problem") {
+            let Plan::Portable(PortablePlan { planes, rounds, .. }) = plan else { continue };
+            let blocks = k.div_ceil(128).div_ceil(planes as usize);
+            assert!((rounds as usize) <= blocks.next_power_of_two(), "{plan} for k = {k}");
+        }
     }
 }

@@ -34,7 +34,8 @@ fn small() -> Limits {
     limits
 }
 
-const PLAN: PortablePlan = PortablePlan { planes: 4, tokens: 4, copies: 1 };
+const PLAN: PortablePlan =
+    PortablePlan { planes: 4, tokens: 4, copies: 1, rounds: 1, tiles: 1, wide: false };
 
 #[test]
 fn formats_that_no_kernel_reads_are_refused() {
@@ -165,7 +166,7 @@ fn a_plan_beyond_the_device_is_refused_and_select_finds_one_within() {
         refused(PLAN),
         Error::UnsupportedPlan {
             what: "bytes of shared memory",
-            needed: 2048 + 4096,
+            needed: 2048 + 8192 + 4096,
             offered: 2048,
             device: device()
         }
@@ -186,6 +187,12 @@ fn a_plan_that_no_kernel_follows_is_refused() {
         PortablePlan { tokens: 3, ..PLAN },
         PortablePlan { copies: 3, ..PLAN },
         PortablePlan { copies: 64, ..PLAN },
+        PortablePlan { rounds: 0, ..PLAN },
+        PortablePlan { rounds: 3, ..PLAN },
+        PortablePlan { rounds: 32, ..PLAN },
+        PortablePlan { tiles: 0, ..PLAN },
+        PortablePlan { tiles: 2, ..PLAN },
+        PortablePlan { tiles: 3, tokens: 1, ..PLAN },
     ];
     for plan in plans {
         let error = Plan::Portable(plan).validate(&problem(), &limits);

@@ -87,3 +87,39 @@ fn every_promise_of_the_readme_has_a_test() {
         }
     }
 }
+
+#[test]
+fn the_readme_s_perplexities_are_those_of_the_report() {
+    let report = std::fs::read_to_string(root().join("docs/quality/report.json")).unwrap();
+    let report: serde_json::Value = serde_json::from_str(&report).unwrap();
+    let found = |model: usize, series: &str, format: &str| {
+        let ways = report["models"][model]["ways"].as_array().unwrap();
+        let way = ways.iter().find(|way| {
+            way["series"] == series && way["format"].as_str().unwrap().starts_with(format)
+        });
+        let perplexity = way.unwrap()["perplexity"].as_f64().unwrap();
+        if perplexity < 100.0 { format!("{perplexity:.2}") } else { format!("{perplexity:.0}") }
+    };
+    let readme = readme();
+    for (name, series) in [
+        ("int", "int"),
+        ("fp", "fp"),
+        ("nf", "nf"),
+        ("nf, learned", "learned"),
+        ("higgs, p = 1", "higgs-line"),
+        ("higgs, p = 2", "higgs-plane"),
+        ("higgs, dynamic", "dynamic"),
+    ] {
+        let row = readme.lines().find(|line| line.starts_with(&format!("| {name} | ")));
+        let cells: Vec<&str> = row.unwrap_or(name).split(" | ").skip(2).collect();
+        let formats = match series {
+            "dynamic" => ["at most 4", "at most 3", "at most 2.5"],
+            _ => ["W4", "W3", "W2"],
+        };
+        for model in 0..2 {
+            let own = formats.map(|format| found(model, series, format));
+            let shown = cells[3 * model..].iter().map(|cell| cell.trim_end_matches(" |"));
+            assert!(shown.take(3).eq(own.iter().map(String::as_str)), "{name}: {cells:?}, {own:?}");
+        }
+    }
+}

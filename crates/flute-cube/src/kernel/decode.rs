@@ -8,7 +8,10 @@
 //! four lanes of a row turn what they hold of two fragments, so that each writes 16 bytes and all of them 64 in a row.
 
 use super::{
-    portable::{Form, Words, group_of, load_head, load_tail, look_up},
+    portable::{
+        Form,
+        weight::{Words, fill, load_head, load_scales, load_tail, look_up, own_copy, own_tail},
+    },
     ptx::U4,
 };
 use crate::{
@@ -31,20 +34,23 @@ pub(crate) fn launch(client: &Client, problem: &Problem, operands: &Operands, de
         && dtype != Dtype::F32
         && k.is_multiple_of(8)
         && dense.offset_start.unwrap_or(0).is_multiple_of(16);
+    let (fold, span) = Form::scaling(format.group, k);
     let form = Form {
         bits: format.bits.get().into(),
-        fold: format.group.len(k.next_multiple_of(BLOCK_K)).min(BLOCK_K),
+        fold,
+        span,
         whole: k.is_multiple_of(2),
         planes,
         tokens: 1,
         copies: if turned { 32 } else { 8 },
+        rounds: 1,
+        tiles: 1,
     };
     let blocks = n.div_ceil(BLOCK_ROWS) * k.div_ceil(BLOCK_K);
     // Where a table of a copy for every lane is filled, as many as run at once.
     let most = if turned { 4 * launch::limits(client).processors } else { MAX_CUBES };
     let cubes = blocks.div_ceil(planes).min(most).min(hardware.max_cube_count.0 as usize);
     let width = if form.whole { 2 } else { 1 };
-    let group_blocks = format.group.len(k.next_multiple_of(BLOCK_K)) / BLOCK_K;
     // SAFETY: words, scales and pairs were measured against the problem and so was `dense`; blocks beyond the last
     // are not read, and rows beyond n and columns beyond k are not written.
     unsafe {
@@ -66,7 +72,6 @@ pub(crate) fn launch(client: &Client, problem: &Problem, operands: &Operands, de
             n,
             k,
             padded_groups(k, format),
-            group_blocks.max(1),
             form,
             turned,
             dtype.elem(),
@@ -83,23 +88,18 @@ fn decode<F: Float, W: Size>(
     n: usize,
     k: usize,
     groups: usize,
-    group_blocks: usize,
     #[comptime] form: Form,
     #[comptime] turned: bool,
     #[define(F)] _dtype: ElemType,
 ) {
-    let copies = comptime!(form.copies);
-    let entries = comptime!(form.entries() * form.copies);
-    let mut table = Shared::<[Vector<F, Const<2>>]>::new_slice(entries);
-    let mut at = UNIT_POS as usize;
-    while at < entries {
-        table[at] = pairs[at / copies];
-        at += comptime!(32 * form.planes);
-    }
+    let mut table =
+        Shared::<[Vector<F, Const<2>>]>::new_slice(comptime!(form.entries() * form.copies));
+    fill(&mut table, pairs, form);
     sync_cube();
 
     let unit = UNIT_POS_X as usize;
     let (g, t) = (unit / 4, unit % 4);
+    let copy = own_copy(form);
     let k_blocks = k.div_ceil(BLOCK_K);
     let blocks = n.div_ceil(BLOCK_ROWS) * k_blocks;
     let mut block = CUBE_POS_X as usize * form.planes + UNIT_POS_Y as usize;
@@ -107,16 +107,17 @@ fn decode<F: Float, W: Size>(
         let (tile, kb) = (block / k_blocks, block % k_blocks);
         let mut pieces = Array::<u32>::new(8usize);
         let head = load_head(words, block, unit, form);
-        let tail = load_tail(words, block, unit, form);
+        let tail = own_tail(load_tail(words, block, unit, form), unit, form);
+        let mut factors = Array::<Vector<F, Const<2>>>::new(comptime!(128 / form.fold));
+        load_scales(scales, &mut factors, tile * groups, kb, 0usize, form);
         #[unroll]
         for part in 0..comptime!(128 / form.fold) {
-            let group = tile * groups + group_of(kb, group_blocks, part, form);
-            let scale = Vector::<f32, Const<2>>::cast_from(scales[group * 8 + g]);
+            let scale = Vector::<f32, Const<2>>::cast_from(factors[part]);
             #[unroll]
             for f in comptime!(part * form.fold / 16)..comptime!((part + 1) * form.fold / 16) {
                 #[unroll]
                 for j in 0..4usize {
-                    let pair = look_up(&table, head, tail, unit % copies, f, j, form);
+                    let pair = look_up(&table, head, tail, copy, f, j, form);
                     let row = tile * BLOCK_ROWS + g + comptime!(8 * (j % 2));
                     let col = kb * BLOCK_K + 2 * t + comptime!(16 * f + 8 * (j / 2));
                     let factor = scale.extract(comptime!(j % 2));

@@ -192,7 +192,7 @@ fn finish<F: Float, N: Size>(
             squares += values[i].extract(j) * values[i].extract(j);
         }
         let at = min(UNIT_POS as usize + comptime!(i * form.team.units), form.vectors - 1);
-        values[i] = values[i] * (gain[at] + Vector::<f32, N>::new(shape.offset));
+        values[i] *= gain[at] + Vector::<f32, N>::new(shape.offset);
     }
     let mean = cube_sum(squares, form.team) / shape.len;
     let factor = 1.0f32 / (mean + shape.epsilon).sqrt();
