@@ -150,7 +150,8 @@ fn every_multiprocessor_gets_the_same_where_row_tiles_allow_it() {
 fn one_row_takes_a_table_in_f32_where_a_cube_has_48_kilobytes() {
     let limits = |kilobytes| Limits { mma: false, ..Limits::nvidia("a GPU", 16, kilobytes) };
     let format = Format::new(4, 128).expect("served");
-    let problem = Problem { m: 1, n: 28672, k: 4096, format, dtype: Dtype::F16, bias: false };
+    let problem =
+        Problem { m: 1, n: 28672, k: 4096, format, dtype: Dtype::F16, bias: false, gate: None };
     let select = |problem: &Problem, kilobytes| match Plan::select(problem, &limits(kilobytes)) {
         Ok(Plan::Portable(plan)) => plan,
         other => panic!("{other:?}"),

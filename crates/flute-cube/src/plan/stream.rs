@@ -167,7 +167,9 @@ impl StreamPlan {
     pub(crate) fn cut(&self, problem: &Problem, processors: usize) -> Cut {
         let (room, items) = (Self::room(processors, self.split), self.items(problem));
         let all = Cut { wide: problem.n.div_ceil(self.rows()), narrow: 0 };
-        if self.shares() > 1 || self.tiles < TILES * self.warpgroups || items <= room {
+        // With 32 tokens, whose products and sums both stay in registers, the code for it spills: 156 µs where 88 were seen.
+        let spills = self.tokens == 32;
+        if self.shares() > 1 || self.tiles < TILES * self.warpgroups || items <= room || spills {
             return all;
         }
         let (rounds, tokens) = (items.div_ceil(room), problem.m.div_ceil(self.tokens as usize));
@@ -203,6 +205,10 @@ impl StreamPlan {
         let rounds = self.items(problem).div_ceil(Self::room(limits.processors, self.split));
         let rounds = match self.cut(problem, limits.processors).narrow {
             0 => rounds as f64,
+            // With the most tokens a narrow round gains half of what its warpgroups say.
+            narrow if self.tokens as usize == MOST_TOKENS => {
+                rounds as f64 - 0.5 + narrow as f64 / f64::from(2 * self.warpgroups)
+            }
             narrow => rounds as f64 - 1.0 + narrow as f64 / f64::from(self.warpgroups),
         };
         let steps = problem.k.div_ceil(pack::BLOCK_K).div_ceil(self.shares());
@@ -215,15 +221,16 @@ impl StreamPlan {
         // What of that is lost where warpgroups wait for each other, and for a short ring.
         let lost = match (self.warpgroups_k, self.blocks) {
             (1, _) => 1.3,
-            (2, 2) => 1.22,
-            (2, _) => 1.4,
+            (2, 1) if self.tokens > 16 => 1.3,
+            (2, _) => 1.22,
             (_, 2) => 1.1,
             _ => 1.18,
         } * if self.stages * self.blocks < 4 { 1.15 } else { 1.0 };
-        // A warpgroup alone takes so long for a block.
-        let alone = 620.0 + 5.0 * tokens;
-        let step = alone.max(lost * rings * shared.max(matrix));
-        let fold = if self.shares() > 1 { 0.3 } else { 0.0 };
+        // A warpgroup alone takes so long for a block. Planes without a tile leave quarters of a multiprocessor idle.
+        let idle = if self.tiles < 3 * self.warpgroups { 1.2 } else { 1.0 };
+        let alone = idle * (620.0 + 5.0 * tokens);
+        let step = alone.max(lost * rings * matrix.max(idle * shared));
+        let fold = if self.shares() > 1 { 0.1 * self.shares() as f64 } else { 0.0 };
         let cluster = match self.split {
             1 => 0.0,
             2 => 0.8,
@@ -238,6 +245,18 @@ impl StreamPlan {
     pub(super) fn candidates(problem: &Problem, limits: &Limits) -> Vec<Self> {
         const MOST: usize = 4;
         let tokens = problem.m.clamp(8, MOST_TOKENS).next_power_of_two() as u32;
+        let mut plans = Self::with_tokens(problem, limits, tokens);
+        // Half of the most tokens leaves room for a second ring, where rows of W are few and long.
+        if tokens as usize == MOST_TOKENS {
+            plans.extend(Self::with_tokens(problem, limits, tokens / 2));
+        }
+        plans.sort_by(|a, b| a.cost(problem, limits).total_cmp(&b.cost(problem, limits)));
+        plans.truncate(MOST);
+        plans
+    }
+
+    /// Those for `tokens` rows of x at a time.
+    fn with_tokens(problem: &Problem, limits: &Limits, tokens: u32) -> Vec<Self> {
         let token_tiles = problem.m.div_ceil(tokens as usize).max(1);
         let tiles = problem.n.div_ceil(pack::BLOCK_ROWS);
         let blocks = problem.k.div_ceil(pack::BLOCK_K);
@@ -267,7 +286,7 @@ impl StreamPlan {
                 };
                 // Even tiles, or all that warpgroups can take with an uneven last round.
                 let whole = Self { tiles: TILES * warpgroups, ..plan };
-                let cut = whole.cut(problem, limits.processors).narrow > 0;
+                let cut = whole != plan && whole.cut(problem, limits.processors).narrow > 0;
                 for plan in [Some(plan), Some(whole).filter(|_| cut)].into_iter().flatten() {
                     let fits = |&(blocks, stages): &(u32, u32)| {
                         Some(Self { blocks, stages, ..plan })
@@ -277,8 +296,6 @@ impl StreamPlan {
                 }
             }
         }
-        plans.sort_by(|a, b| a.cost(problem, limits).total_cmp(&b.cost(problem, limits)));
-        plans.truncate(MOST);
         plans
     }
 
