@@ -15,17 +15,14 @@ fn fits(problem: &Attend, cluster: Cluster, limits: &Limits) -> bool {
     tiles + sums + columns * 2048 + 4096 + 16 <= limits.shared_bytes
 }
 
-fn all() -> impl Iterator<Item = Cluster> {
-    let cubes = [8, 4, 2, 1].into_iter();
-    cubes.flat_map(|cubes| [1, 2, 3, 6].map(|stages| Cluster { cubes, stages }))
-}
-
-fn check(runtime: &Runtime, problem: &Attend, start: &[i32]) {
+fn check(runtime: &Runtime, problem: &Attend, start: &[i32], stages: &[usize]) {
     let blocks = Blocks::scattered(problem.batch, problem.capacity);
     let before = before(problem, start, &blocks);
     let run = |way| step(runtime, problem, (&before, start, &blocks), way);
     let expected = run(Way::Joined);
-    for cluster in all().filter(|cluster| fits(problem, *cluster, &runtime.limits)) {
+    let all = [8, 4, 2, 1].into_iter().flat_map(|cubes| stages.iter().map(move |s| (cubes, *s)));
+    let all = all.map(|(cubes, stages)| Cluster { cubes, stages });
+    for cluster in all.filter(|cluster| fits(problem, *cluster, &runtime.limits)) {
         let found = run(Way::Spread(cluster));
         let what = format!("{}: {problem:?} at {start:?}, {cluster:?}", runtime.name);
         assert!(found.y == expected.y, "{what}: y");
@@ -43,22 +40,18 @@ fn a_sequence_gets_the_same_bits_from_any_number_of_cubes() {
             }
             // Streams of no chunk, of one, of two and of three, and a last tile in each of a cube's planes.
             let problem = Attend { batch: 7, capacity: 1200, ..small };
-            check(runtime, &problem, &[-1, 0, 63, 200, 530, 1024, 1199]);
-            check(runtime, &problem, &[1200, 15, 16, 447, 512, 575, 1100]);
-            check(
-                runtime,
-                &Attend { window: Some(300), ..problem },
-                &[5, 299, 300, 363, 1199, 0, 64],
-            );
-            check(runtime, &Attend { cap: Some(3.0), ..problem }, &[5, 299, 300, 363, 1199, 0, 64]);
+            check(runtime, &problem, &[-1, 0, 63, 200, 530, 1024, 1199], &[1, 2, 3, 6]);
+            check(runtime, &problem, &[1200, 15, 16, 447, 512, 575, 1100], &[1, 2, 3, 6]);
             let long = Attend { batch: 1, capacity: 4200, ..small };
-            check(runtime, &long, &[4132]);
+            check(runtime, &long, &[4132], &[1, 2, 3, 6]);
+            let start = [5, 299, 300, 363, 1199, 0, 64];
+            check(runtime, &Attend { window: Some(300), cap: Some(3.0), ..problem }, &start, &[2]);
             for (query_heads, key_heads, dim) in
-                [(32, 8, 128), (1, 1, 16), (3, 1, 80), (9, 1, 48), (16, 1, 128), (16, 1, 256)]
+                [(32, 8, 128), (1, 1, 16), (9, 1, 48), (16, 1, 256)]
             {
                 let problem = Attend { query_heads, key_heads, dim, ..shape(dtype) };
                 let problem = Attend { batch: 3, capacity: 1100, ..problem };
-                check(runtime, &problem, &[1090, 700, 64]);
+                check(runtime, &problem, &[1090, 700, 64], &[1]);
             }
         }
     }

@@ -59,8 +59,9 @@ pub(crate) fn time_decoding(
 /// Sequences, and the positions that each has before its new token.
 const STEPS: [[usize; 2]; 5] = [[1, 1024], [16, 1024], [64, 1024], [1, 8192], [1, 131_072]];
 
-/// Times rotation, place and attention of a new token at [`STEPS`], and prints a line for each: as it is launched or
-/// by clusters of `cubes` cubes with all numbers of tiles ahead, and where rotations begin at no multiple of two floats, by the two kernels that then serve it on every device.
+/// Times rotation, place and attention of a new token at [`STEPS`], and prints a line for each: as it is launched, and where
+/// rotations begin at no multiple of two floats, by the two kernels that then serve it on every device. With `cubes` a line
+/// for each cluster of so many, a star at what would be launched.
 pub(crate) fn time_next(
     client: &Client,
     [query_heads, key_heads, dim]: [usize; 3],

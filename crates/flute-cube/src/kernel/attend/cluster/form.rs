@@ -1,7 +1,7 @@
 //! What is compiled in: the shape of heads, where things lie in shared memory, and how a launch is spread over a device.
 
 use super::{CHUNK, PARTS, PLANES, ROWS, STREAMS};
-use crate::{Attend, Cluster, Dtype, Limits, kernel::blocks::entries};
+use crate::{Attend, Cluster, Dtype, Error, Limits, Result, kernel::blocks::entries};
 use cubecl::server::Handle;
 
 /// Tiles that a plane may ask for ahead.
@@ -73,23 +73,27 @@ impl Form {
     }
 
     /// The same as `cluster` says, if that is one and its cubes fit.
-    pub(crate) fn spread(self, cluster: Cluster, limits: &Limits) -> crate::Result<Self> {
+    pub(crate) fn spread(self, cluster: Cluster, limits: &Limits) -> Result<Self> {
         let Cluster { cubes, stages } = cluster;
-        let within = |what, found: usize, max| {
-            let inside = (1..=max).contains(&found);
-            inside.then_some(()).ok_or(crate::Error::OutOfRange { what, found, min: 1, max })
-        };
-        within("the number of cubes of a cluster", cubes, STREAMS)?;
-        within("the number of tiles ahead", stages, STAGES[STAGES.len() - 1])?;
-        if !cubes.is_power_of_two() {
-            let (what, min) = ("the number of cubes of a cluster, a power of two,", 1);
-            return Err(crate::Error::OutOfRange { what, found: cubes, min, max: STREAMS });
+        let most = STAGES[STAGES.len() - 1];
+        for (what, found, max, is_one) in [
+            (
+                "the number of cubes of a cluster, a power of two,",
+                cubes,
+                STREAMS,
+                cubes.is_power_of_two(),
+            ),
+            ("the number of tiles ahead", stages, most, stages > 0),
+        ] {
+            if found > max || !is_one {
+                return Err(Error::OutOfRange { what, found, min: 1, max });
+            }
         }
         let form = Self { cubes, stages, ..self };
         let (needed, offered) = (form.bytes(), limits.shared_bytes);
         if needed > offered {
             let (what, device) = ("bytes of shared memory", limits.name.clone());
-            return Err(crate::Error::UnsupportedShape { what, needed, offered, device });
+            return Err(Error::UnsupportedShape { what, needed, offered, device });
         }
         Ok(form)
     }

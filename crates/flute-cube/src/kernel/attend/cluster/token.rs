@@ -70,7 +70,7 @@ pub(super) fn rotate<F: Float>(
     }
 }
 
-/// What the new row is made of: words of the token, two rotations for each vector of 16 bytes, and the block that it goes to.
+/// What the new row is made of: words of the token and their rotations, and the block that it goes to.
 #[derive(CubeType)]
 pub(super) struct Raw {
     low: Array<u32>,
