@@ -112,18 +112,24 @@ fn a_batch_of_all_lengths_gives_each_the_bits_that_it_gets_alone() {
 fn a_batch_that_fills_the_device_gives_a_sequence_the_bits_that_it_gets_alone() {
     for runtime in runtimes() {
         for &dtype in &runtime.limits.dtypes {
-            // Planes ask for less ahead the more cubes there are, and the less the more features heads have.
-            for dim in [64, 256] {
-                let (batch, capacity) = (24, 1100);
-                let problem = Attend { query_heads: 2, key_heads: 1, dim, ..shape(dtype) };
+            // Planes ask for less ahead the more cubes there are, and the less the more features heads have; and of the
+            // cubes that would share a sequence there are fewer the more sequences there are.
+            for (batch, key_heads, dim, capacity) in [
+                (24, 1, 64, 1100),
+                (24, 1, 256, 1100),
+                (30, 4, 64, 600),
+                (60, 4, 64, 600),
+                (120, 4, 64, 200),
+            ] {
+                let problem = Attend { query_heads: 2 * key_heads, key_heads, dim, ..shape(dtype) };
                 let problem = Attend { batch, capacity, ..problem };
                 let mut start = vec![-1; batch];
-                (start[0], start[1], start[23]) = (1090, 700, 64);
+                (start[0], start[1], start[23]) = (capacity as i32 - 10, capacity as i32 / 2, 64);
                 let input = Input::new(&problem, &start);
                 let all = run(runtime, &problem, &input, &start);
                 for b in [0, 1, 23] {
                     let own = |of: &[f32], len: usize| of[b * len..][..len].to_vec();
-                    let (query, cache) = (2 * dim, capacity * dim);
+                    let (query, cache) = (2 * key_heads * dim, key_heads * capacity * dim);
                     let input = Input {
                         query: own(&input.query, query),
                         keys: own(&input.keys, cache),
@@ -131,7 +137,7 @@ fn a_batch_that_fills_the_device_gives_a_sequence_the_bits_that_it_gets_alone() 
                     };
                     let alone = Attend { batch: 1, ..problem };
                     let found = run(runtime, &alone, &input, &start[b..=b]);
-                    assert!(found == own(&all, query), "{}: {dtype:?}, {dim}, {b}", runtime.name);
+                    assert!(found == own(&all, query), "{}: {problem:?}, {b}", runtime.name);
                 }
             }
         }

@@ -16,6 +16,7 @@ mod attend;
 mod blocks;
 mod case;
 mod choose;
+mod clusters;
 mod decode;
 mod dense;
 mod device;

@@ -4,8 +4,8 @@ use crate::attend::{HEADS, shape};
 use crate::blocks::Blocks;
 use crate::device::{Guarded, Runtime, runtimes};
 use flute_cube::{
-    Attend, AttendBuffers, CACHE_BLOCK, Dtype, Error, Limits, NextBuffers, Rotate, RotateBuffers,
-    attend, attend_next, rotate,
+    Attend, AttendBuffers, CACHE_BLOCK, Cluster, Dtype, Error, Limits, NextBuffers, Rotate,
+    RotateBuffers, attend, attend_next, attend_next_with, rotate,
 };
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
@@ -16,14 +16,24 @@ fn values(len: usize, dtype: Dtype, seed: u64) -> Vec<f32> {
 
 /// What a step reads and writes, as bytes: the cache's keys and values, and the result.
 #[derive(Clone, PartialEq)]
-struct State {
+pub(crate) struct State {
     keys: Vec<u8>,
     values: Vec<u8>,
-    y: Vec<u8>,
+    pub(crate) y: Vec<u8>,
+}
+
+/// Who takes a step.
+#[derive(Clone, Copy)]
+pub(crate) enum Way {
+    /// A rotation, and then attention.
+    Apart,
+    Joined,
+    /// Such a cluster for each head of keys.
+    Spread(Cluster),
 }
 
 /// A batch whose sequences have what lies before `start`; everything else is NaN.
-fn before(problem: &Attend, start: &[i32], blocks: &Blocks) -> State {
+pub(crate) fn before(problem: &Attend, start: &[i32], blocks: &Blocks) -> State {
     let Attend { batch, key_heads, dim, capacity, dtype, .. } = *problem;
     let cache = |seed| {
         let mut rows = values(batch * key_heads * capacity * dim, dtype, seed);
@@ -37,14 +47,14 @@ fn before(problem: &Attend, start: &[i32], blocks: &Blocks) -> State {
     State { keys: cache(1), values: cache(2), y: vec![] }
 }
 
-/// One token more for each sequence: by the one launch, or by both of its parts.
-fn step(
+/// One token more for each sequence.
+pub(crate) fn step(
     runtime: &Runtime,
     problem: &Attend,
     (state, start, blocks): (&State, &[i32], &Blocks),
-    joined: bool,
+    way: Way,
 ) -> State {
-    step_of(runtime, problem, (state, start, blocks), joined, 0)
+    step_of(runtime, problem, (state, start, blocks), way, 0)
 }
 
 /// The same with rotations that lie behind `shift` others.
@@ -52,7 +62,7 @@ fn step_of(
     runtime: &Runtime,
     problem: &Attend,
     (state, start, blocks): (&State, &[i32], &Blocks),
-    joined: bool,
+    way: Way,
     shift: usize,
 ) -> State {
     let client = &runtime.client;
@@ -77,11 +87,7 @@ fn step_of(
     let start = new(bytemuck::cast_slice(start)).inner();
     let table = new(bytemuck::cast_slice(&blocks.table)).inner();
     let [keys_in, values_in] = [keys.inner(), stored.inner()];
-    if joined {
-        let (keys, values, y) = (keys_in, values_in, y.inner());
-        let buffers = NextBuffers { qkv, cos, sin, start, table, keys, values, y };
-        attend_next(client, problem, &buffers).expect("launched");
-    } else {
+    if let Way::Apart = way {
         let blocks = blocks.count;
         let turn = Rotate { batch, tokens, query_heads, key_heads, dim, capacity, blocks, dtype };
         let (keys, values) = (keys_in, values_in);
@@ -99,6 +105,14 @@ fn step_of(
         let (query, y) = (query.inner(), y.inner());
         let buffers = AttendBuffers { query, keys, values, start, table, y };
         attend(client, problem, &buffers).expect("launched");
+    } else {
+        let (keys, values, y) = (keys_in, values_in, y.inner());
+        let buffers = NextBuffers { qkv, cos, sin, start, table, keys, values, y };
+        match way {
+            Way::Spread(cluster) => attend_next_with(client, problem, &buffers, cluster),
+            _ => attend_next(client, problem, &buffers),
+        }
+        .expect("launched");
     }
     let read = |guarded: &Guarded| {
         let outer = client.read_one(guarded.outer()).expect("read");
@@ -109,8 +123,8 @@ fn step_of(
 
 fn check_in(runtime: &Runtime, problem: &Attend, start: &[i32], blocks: &Blocks) {
     let before = before(problem, start, blocks);
-    let run = |joined| step(runtime, problem, (&before, start, blocks), joined);
-    let (found, expected) = (run(true), run(false));
+    let run = |way| step(runtime, problem, (&before, start, blocks), way);
+    let (found, expected) = (run(Way::Joined), run(Way::Apart));
     let what = format!("{}: {problem:?} at {start:?}", runtime.name);
     assert!(found.keys == expected.keys, "{what}: keys");
     assert!(found.values == expected.values, "{what}: values");
@@ -188,10 +202,9 @@ fn tokens_that_follow_each_other_find_what_the_ones_before_them_stored() {
             let first = before(&problem, &start, &blocks);
             let (mut joined, mut apart) = (first.clone(), first);
             for _ in 0..8 {
-                let run = |state: &State, joined| {
-                    step(runtime, &problem, (state, &start, &blocks), joined)
-                };
-                (joined, apart) = (run(&joined, true), run(&apart, false));
+                let run =
+                    |state: &State, way| step(runtime, &problem, (state, &start, &blocks), way);
+                (joined, apart) = (run(&joined, Way::Joined), run(&apart, Way::Apart));
                 assert!(joined == apart, "{}: {dtype:?} at {start:?}", runtime.name);
                 start = start.map(|position| position + 1);
             }
@@ -207,7 +220,8 @@ fn rotations_may_begin_anywhere() {
             let (problem, start) = (Attend { dim: 64, ..shape(dtype) }, [150, 7, 199]);
             let blocks = Blocks::scattered(problem.batch, problem.capacity);
             let before = before(&problem, &start, &blocks);
-            let run = |shift| step_of(runtime, &problem, (&before, &start, &blocks), true, shift);
+            let run =
+                |shift| step_of(runtime, &problem, (&before, &start, &blocks), Way::Joined, shift);
             let (aligned, shifted) = (run(0), run(1));
             assert!(aligned.keys == shifted.keys && aligned.values == shifted.values);
             // Other kernels may serve them, which round elsewhere.

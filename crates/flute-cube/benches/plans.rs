@@ -38,6 +38,7 @@ struct Options {
     attend: Vec<[usize; 3]>,
     context: Vec<usize>,
     next: Vec<[usize; 3]>,
+    cubes: Vec<usize>,
     rotate: Vec<usize>,
     gate: bool,
     device: String,
@@ -71,6 +72,10 @@ fn options() -> Options {
         attend: value("--attend", "").split(',').filter_map(heads).collect(),
         context: list("--context", ""),
         next: value("--next", "").split(',').filter_map(heads).collect(),
+        cubes: match value("--cubes", "").as_str() {
+            "all" => vec![8, 4, 2, 1],
+            _ => list("--cubes", ""),
+        },
         rotate: list("--rotate", ""),
         gate: std::env::args().any(|a| a == "--gate"),
         device: value("--device", ""),
@@ -97,7 +102,7 @@ fn main() -> Result<()> {
     let client = device(&options.device).client();
     let limits = Limits::of(&client);
     for heads in &options.next {
-        attend::time_next(&client, *heads, options.dtype)?;
+        attend::time_next(&client, *heads, options.dtype, &options.cubes)?;
     }
     if !options.next.is_empty() {
         return Ok(());

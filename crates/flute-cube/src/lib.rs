@@ -63,7 +63,7 @@ pub use hadamard::{Hadamard, hadamard};
 pub use kernel::blocks::CACHE_BLOCK;
 pub use launch::{Operands, decode, qgemm, qgemm_with};
 pub use limits::Limits;
-pub use next::{NextBuffers, attend_next};
+pub use next::{Cluster, NextBuffers, attend_next, attend_next_with};
 pub use norm::{Norm, NormBuffers, Residual, norm};
 pub use pack::PackedWeight;
 pub use plan::{DensePlan, MmaPlan, Plan, PortablePlan, StreamPlan};

@@ -16,6 +16,23 @@ use crate::{
 };
 use cubecl::{prelude::Client, server::Handle};
 
+/// How one launch spreads attention of a token: what changes time, and no bit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cluster {
+    /// Cubes that share the positions of a head of keys: 1, 2, 4 or 8.
+    pub cubes: usize,
+    /// Tiles of 16 positions that each plane has on their way at once: 1 to 6.
+    pub stages: usize,
+}
+
+impl Cluster {
+    /// What [`attend_next`] chooses on a device of `limits` where every buffer begins well, or nothing where two kernels
+    /// serve.
+    pub fn of(problem: &Attend, limits: &Limits) -> Option<Self> {
+        attend::cluster::Form::chosen(problem, true, limits).map(|form| form.cluster())
+    }
+}
+
 /// The buffers of a next token, all on the client's device.
 #[derive(Clone, Debug)]
 pub struct NextBuffers {
@@ -75,6 +92,29 @@ impl Attend {
 /// # Errors
 /// What [`Attend::validate_next`] refuses; [`Error::WrongLength`] for buffers that are too short; [`Error::Device`].
 pub fn attend_next(client: &Client, problem: &Attend, buffers: &NextBuffers) -> Result<()> {
+    launch(client, problem, buffers, None)
+}
+
+/// The same by such a cluster for each head of keys: the same bits in another time.
+///
+/// # Errors
+/// Those of [`attend_next`]; [`Error::OutOfRange`] for another number of cubes than 1, 2, 4 and 8, or of tiles than 1 to 6;
+/// [`Error::UnsupportedShape`] where a cube has too little shared memory for it, or two kernels serve.
+pub fn attend_next_with(
+    client: &Client,
+    problem: &Attend,
+    buffers: &NextBuffers,
+    cluster: Cluster,
+) -> Result<()> {
+    launch(client, problem, buffers, Some(cluster))
+}
+
+fn launch(
+    client: &Client,
+    problem: &Attend,
+    buffers: &NextBuffers,
+    cluster: Option<Cluster>,
+) -> Result<()> {
     let limits = limits(client);
     problem.validate_next(&limits)?;
     let Attend { batch, tokens, query_heads, key_heads, dim, capacity, blocks, dtype, .. } =
@@ -95,8 +135,14 @@ pub fn attend_next(client: &Client, problem: &Attend, buffers: &NextBuffers) -> 
     if batch * tokens == 0 {
         return Ok(());
     }
-    if let Some(form) = attend::cluster::launch_next(client, problem, buffers, &limits) {
+    if let Some(form) = attend::cluster::form_next(problem, buffers, &limits) {
+        let form = cluster.map_or(Ok(form), |cluster| form.spread(cluster, &limits))?;
+        attend::cluster::launch_next(client, problem, buffers, form);
         return accepted(client, Kernel::Attend(form), y);
+    }
+    if cluster.is_some() {
+        let (what, device) = ("clusters that attend to a token", limits.name.clone());
+        return Err(Error::UnsupportedShape { what, needed: 1, offered: 0, device });
     }
     let (form, sums) = kernel::launch(client, problem, buffers, &limits);
     accepted(client, Kernel::Partial(form), &sums)?;

@@ -1,10 +1,12 @@
 //! Attention, timed alone: `--attend 32x8x128,64x8x128 --m 2048` for query heads, heads of keys and features, and the
 //! tokens of a prompt; with `--context 1024` a token of each of `--m` sequences behind so many others. `--next 32x8x128`
-//! times a token with its rotation and its place in the cache, at the batches and contexts of [`STEPS`].
+//! times a token with its rotation and its place in the cache, at the batches and contexts of [`STEPS`]; with `--cubes 4`
+//! by clusters of so many cubes with every number of tiles ahead, with `--cubes all` by all of them.
 
 use cubecl::prelude::*;
 use flute_cube::{
-    Attend, AttendBuffers, CACHE_BLOCK, Dtype, NextBuffers, Result, attend, attend_next,
+    Attend, AttendBuffers, CACHE_BLOCK, Cluster, Dtype, Limits, NextBuffers, Result, attend,
+    attend_next, attend_next_with,
     measure::{self, COLD_BYTES},
 };
 
@@ -58,12 +60,15 @@ pub(crate) fn time_decoding(
 const STEPS: [[usize; 2]; 5] = [[1, 1024], [16, 1024], [64, 1024], [1, 8192], [1, 131_072]];
 
 /// Times rotation, place and attention of a new token at [`STEPS`], and prints a line for each: as it is launched, and where
-/// rotations begin at no multiple of two floats, by the two kernels that then serve it on every device.
+/// rotations begin at no multiple of two floats, by the two kernels that then serve it on every device. With `cubes` a line
+/// for each cluster of so many, a star at what would be launched.
 pub(crate) fn time_next(
     client: &Client,
     [query_heads, key_heads, dim]: [usize; 3],
     dtype: Dtype,
+    cubes: &[usize],
 ) -> Result<()> {
+    let limits = Limits::of(client);
     for [batch, context] in STEPS {
         let entries = (context + 1).div_ceil(CACHE_BLOCK);
         let problem = Attend {
@@ -85,8 +90,8 @@ pub(crate) fn time_next(
         let table: Vec<i32> = (0..problem.blocks as i32).collect();
         let table = client.create_from_slice(bytemuck::cast_slice(&table));
         let rotations = client.empty(problem.capacity * dim / 2 * 4 + 16);
-        let mut took = vec![];
-        for shift in [0, 4] {
+        let read = 2 * batch * key_heads * (context + 1) * dim * dtype.size();
+        let time = |shift: u64, cluster: Option<Cluster>| -> Result<String> {
             // As above, of whatever a cache holds.
             let buffers = |_| NextBuffers {
                 qkv: client.empty((query_heads + 2 * key_heads) * heads),
@@ -99,15 +104,32 @@ pub(crate) fn time_next(
                 y: client.empty(query_heads * heads),
             };
             let all: Vec<_> = (0..COLD_BYTES.div_ceil(2 * cache)).map(buffers).collect();
-            let launch = |i: usize| attend_next(client, &problem, &all[i]);
-            took.push(measure::time(client, all.len(), &all[0].y, launch)?.median);
-        }
-        let read = 2 * batch * key_heads * (context + 1) * dim * dtype.size();
-        let [one, two] = [took[0], took[1]]
-            .map(|took| format!("{:.1} µs, {:.0} GB/s", took * 1e6, read as f64 / took / 1e9));
-        println!(
-            "next token, {query_heads} heads over {key_heads} of {dim}, {batch} behind {context}, {dtype}: {one}; by two kernels {two}"
+            let launch = |i: usize| match cluster {
+                Some(cluster) => attend_next_with(client, &problem, &all[i], cluster),
+                None => attend_next(client, &problem, &all[i]),
+            };
+            let took = measure::time(client, all.len(), &all[0].y, launch)?.median;
+            Ok(format!("{:.1} µs, {:.0} GB/s", took * 1e6, read as f64 / took / 1e9))
+        };
+        let what = format!(
+            "next token, {query_heads} heads over {key_heads} of {dim}, {batch} behind {context}, {dtype}"
         );
+        let chosen = Cluster::of(&problem, &limits);
+        let spread =
+            |cluster: Cluster| format!("{} cubes, {} tiles ahead", cluster.cubes, cluster.stages);
+        if cubes.is_empty() {
+            let name = chosen.map_or("two kernels".into(), spread);
+            println!("{what}: {} ({name}); by two kernels {}", time(0, None)?, time(4, None)?);
+        }
+        for cubes in cubes {
+            for cluster in [1, 2, 3, 6].map(|stages| Cluster { cubes: *cubes, stages }) {
+                let mark = if chosen == Some(cluster) { " *" } else { "" };
+                match time(0, Some(cluster)) {
+                    Ok(took) => println!("{what}: {took} ({}){mark}", spread(cluster)),
+                    Err(error) => println!("{what}: {error}"),
+                }
+            }
+        }
     }
     Ok(())
 }

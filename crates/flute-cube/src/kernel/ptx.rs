@@ -4,6 +4,7 @@ use cubecl::prelude::*;
 
 pub(in crate::kernel) type U4 = Vector<u32, Const<4>>;
 pub(in crate::kernel) type U2 = Vector<u32, Const<2>>;
+pub(in crate::kernel) type F2 = Vector<f32, Const<2>>;
 pub(in crate::kernel) type F4 = Vector<f32, Const<4>>;
 
 /// The 32-bit shared-memory address of a generic pointer.
@@ -38,6 +39,19 @@ pub(in crate::kernel) fn load_stream_x4(source: &[u32], at: usize) -> U4 {
         w = out(_) words, p = in(_) pointer, options(nomem),
     );
     words
+}
+
+/// Two floats, asked for where it stands, as [`load_stream_x4`].
+#[cube]
+pub(in crate::kernel) fn load_floats(source: &[F2], at: usize) -> F2 {
+    let floats: F2;
+    // SAFETY: the caller's index; the kernel's launch measured the buffer.
+    let pointer = unsafe { source[at..].as_ptr_unchecked() };
+    gpu_asm!(
+        "ld.global.v2.f32 {w}, [{p}];",
+        w = out(_) floats, p = in(_) pointer, options(nomem),
+    );
+    floats
 }
 
 /// Two words, as [`load_stream_x4`].
@@ -251,11 +265,55 @@ pub(in crate::kernel) fn sync_cluster() {
     gpu_asm!("barrier.cluster.arrive.release.aligned; barrier.cluster.wait.acquire.aligned;");
 }
 
-/// A barrier of all cubes of the cluster before they end, since their shared memory ends with them: nothing that was
-/// written before is seen by others, and what was read must have arrived.
+/// Says to all cubes of the cluster that this one has begun, or come so far; what it has written is not seen by that.
 #[cube]
-pub(in crate::kernel) fn leave_cluster() {
-    gpu_asm!("barrier.cluster.arrive.relaxed.aligned; barrier.cluster.wait.aligned;");
+pub(in crate::kernel) fn arrive_cluster() {
+    gpu_asm!("barrier.cluster.arrive.relaxed.aligned;");
+}
+
+/// Waits until all cubes of the cluster have said so.
+#[cube]
+pub(in crate::kernel) fn await_cluster() {
+    gpu_asm!("barrier.cluster.wait.acquire.aligned;");
+}
+
+/// Makes a counter of bytes that the cluster's cubes push, at a shared address; one unit's work, seen by the others of the
+/// cluster after [`arrive_cluster`] and [`await_cluster`].
+#[cube]
+pub(in crate::kernel) fn init_counter(counter: u32) {
+    gpu_asm!(
+        "mbarrier.init.shared::cta.b64 [{b}], 1; fence.mbarrier_init.release.cluster;",
+        b = in(_) u32::reinterpret(counter),
+    );
+}
+
+/// Says how many bytes a counter waits for; once, by one unit. Some may have come before.
+#[cube]
+pub(in crate::kernel) fn expect_bytes(counter: u32, bytes: u32) {
+    gpu_asm!(
+        "mbarrier.arrive.expect_tx.shared::cta.b64 _, [{b}], {n};",
+        b = in(_) u32::reinterpret(counter), n = in(_) u32::reinterpret(bytes),
+    );
+}
+
+/// Waits until a counter has got what it waits for the first time, which is seen then.
+#[cube]
+pub(in crate::kernel) fn await_bytes(counter: u32) {
+    gpu_asm!(
+        "{{ .reg .pred p; WAIT: mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [{b}], 0; @p bra DONE; bra WAIT; DONE: }}",
+        b = in(_) u32::reinterpret(counter),
+    );
+}
+
+/// Pushes four words to the shared address `address` of the cluster's cube `rank`, whose counter lies at `counter` and counts
+/// them.
+#[cube]
+pub(in crate::kernel) fn push_cluster_x4(words: U4, address: u32, rank: u32, counter: u32) {
+    gpu_asm!(
+        "{{ .reg .b32 a, c; mapa.shared::cluster.u32 a, {p}, {r}; mapa.shared::cluster.u32 c, {b}, {r}; st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [a], {v}, [c]; }}",
+        p = in(_) u32::reinterpret(address), r = in(_) u32::reinterpret(rank),
+        b = in(_) u32::reinterpret(counter), v = in(_) U4::reinterpret(words),
+    );
 }
 
 /// A barrier of the first `units` units of the cube, beside that of them all.

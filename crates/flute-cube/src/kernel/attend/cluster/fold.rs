@@ -1,94 +1,69 @@
-//! What the planes of a cluster have, into y: first that of the same plane of every cube, cube after cube, then the planes.
+//! What the planes have of all streams, into y: first that of the same plane of every stream, stream after stream, then the
+//! planes.
 
 use super::{
-    CUBES, Form, MASKED, PLANES,
-    walk::address_of,
-    weights::{Running, base_of},
+    Form, MASKED, PARTS, PLANES, STREAMS,
+    hand::{arrived, live},
+    walk::{Walk, address_of},
+    weights::base_of,
 };
 use crate::kernel::{
-    prompt::ptx::{exchange, exp2, pack_transposed, reciprocal},
-    ptx::{F4, U4, leave_cluster, load_cluster_x4, sync_cluster},
+    prompt::ptx::{exp2, pack_transposed, reciprocal},
+    ptx::{F4, U4},
 };
 use cubecl::prelude::*;
 
 /// Every cube takes the tiles of 16 features by eight heads that are a multiple of the cubes behind its own number.
 #[cube]
-pub(super) fn fold(
-    sums: &Array<F4>,
-    running: &Running,
-    shared: &mut Shared<[U4]>,
-    y: &mut [u32],
-    #[comptime] form: Form,
-) {
+pub(super) fn fold(shared: &mut Shared<[U4]>, y: &mut [u32], walk: &Walk, #[comptime] form: Form) {
     let lane = (UNIT_POS_X & 31u32) as usize;
     let plane = UNIT_POS_Y as usize;
-    let (tiles, stats_at) = comptime!((form.dim / 16, form.stats_at()));
-    // The plane's own tiles are used up.
-    let own = plane * comptime!(form.ring());
-    #[unroll]
-    for i in 0..comptime!(form.sums()) {
-        shared[own + comptime!(32 * i) + lane] = U4::reinterpret(sums[i]);
-    }
-    #[unroll]
-    for j in 0..comptime!(form.columns()) {
-        let mut stats = F4::new(0.0f32);
-        #[unroll]
-        for e in 0..2usize {
-            let mut total = running.totals[comptime!(2 * j + e)];
-            total += exchange(total, 4u32);
-            total += exchange(total, 8u32);
-            total += exchange(total, 16u32);
-            stats.insert(e, running.tops[comptime!(2 * j + e)]);
-            stats.insert(comptime!(e + 2), total);
-        }
-        if lane < 4 {
-            shared[own + comptime!(stats_at + 4 * j) + lane] = U4::reinterpret(stats);
-        }
-    }
-    sync_cluster();
-    let base = address_of(&*shared);
-    let meeting = comptime!(form.meeting_at());
-    let mut tile = CUBE_POS_X as usize;
-    while tile < comptime!(form.sums()) {
-        let column = tile / tiles;
-        let all = gathered(base, own, tile, column, form);
-        shared[meeting + 2 * (32 * plane + lane)] = U4::reinterpret(all.sum);
-        shared[meeting + 2 * (32 * plane + lane) + 1] = U4::reinterpret(all.stats);
-        sync_cube();
-        if plane == 0 {
-            let mut parts = Array::<F4>::new(PLANES);
-            let mut stats = Array::<F4>::new(PLANES);
-            #[unroll]
-            for p in 0..PLANES {
-                parts[p] = F4::reinterpret(shared[meeting + 2 * (comptime!(32 * p) + lane)]);
-                stats[p] = F4::reinterpret(shared[meeting + 2 * (comptime!(32 * p) + lane) + 1]);
+    let (rank, live) = (CUBE_POS_X as usize, live(walk));
+    // Heads of few features have tiles for some cubes only.
+    if rank < comptime!(form.sums()) {
+        arrived(address_of(&*shared), form);
+        if comptime!(form.meets()) {
+            let meeting = comptime!(form.meeting_at());
+            let mut tile = rank;
+            while tile < comptime!(form.sums()) {
+                let all = streams_of(&*shared, tile, plane, live, form);
+                shared[meeting + 2 * (32 * plane + lane)] = U4::reinterpret(all.sum);
+                shared[meeting + 2 * (32 * plane + lane) + 1] = U4::reinterpret(all.stats);
+                sync_cube();
+                if plane == 0 {
+                    let mut parts = Array::<F4>::new(PLANES);
+                    let mut stats = Array::<F4>::new(PLANES);
+                    #[unroll]
+                    for p in 0..PLANES {
+                        let at = meeting + 2 * (comptime!(32 * p) + lane);
+                        parts[p] = F4::reinterpret(shared[at]);
+                        stats[p] = F4::reinterpret(shared[at + 1]);
+                    }
+                    let all = joined(&parts, &stats, PLANES);
+                    write(&all, tile, y, form);
+                }
+                if comptime!(form.sums() > form.cubes) {
+                    sync_cube();
+                }
+                tile += comptime!(form.cubes);
             }
-            let all = joined(&parts, &stats, PLANES);
-            // A sequence that sees nothing gets nothing.
-            let (even, odd) = (all.stats.extract(2usize), all.stats.extract(3usize));
-            let even = select(even > 0.0f32, reciprocal(even), 0.0f32);
-            let odd = select(odd > 0.0f32, reciprocal(odd), 0.0f32);
-            let (a, b) = (all.sum.extract(0usize) * even, all.sum.extract(1usize) * odd);
-            let (c, d) = (all.sum.extract(2usize) * even, all.sum.extract(3usize) * odd);
-            // Rows of features become rows of heads, as they lie in y.
-            let first = pack_transposed(a, b, comptime!(form.ty()));
-            let second = pack_transposed(c, d, comptime!(form.ty()));
-            let head = column * 8 + lane / 4;
-            if head < comptime!(form.group) {
-                let groups = CUBE_POS_Z as usize * CUBE_COUNT_Y as usize + CUBE_POS_Y as usize;
-                let row = (groups * comptime!(form.group) + head) * comptime!(form.dim / 2);
-                let to = row + tile % tiles * 8 + lane % 4;
-                y[to] = first;
-                y[to + 4] = second;
+        } else {
+            let mut tile = rank + plane * comptime!(form.cubes);
+            while tile < comptime!(form.sums()) {
+                let mut parts = Array::<F4>::new(PLANES);
+                let mut stats = Array::<F4>::new(PLANES);
+                #[unroll]
+                for p in 0..PLANES {
+                    let all = streams_of(&*shared, tile, p.runtime(), live, form);
+                    parts[p] = all.sum;
+                    stats[p] = all.stats;
+                }
+                let all = joined(&parts, &stats, PLANES);
+                write(&all, tile, y, form);
+                tile += comptime!(form.cubes * PLANES);
             }
         }
-        if comptime!(form.sums() > CUBES) {
-            sync_cube();
-        }
-        tile += CUBES;
     }
-    // Others may still read what this cube has; what it has read went through a barrier.
-    leave_cluster();
 }
 
 /// Weighted values of two heads, and of both the greatest score and then the sum of weights.
@@ -98,20 +73,66 @@ struct Part {
     stats: F4,
 }
 
-/// What this plane and its likes in all cubes have of a tile.
+/// What plane `plane` has of a tile, of all streams.
 #[cube]
-fn gathered(base: u32, own: usize, tile: usize, column: usize, #[comptime] form: Form) -> Part {
+fn streams_of(
+    shared: &Shared<[U4]>,
+    tile: usize,
+    plane: usize,
+    live: usize,
+    #[comptime] form: Form,
+) -> Part {
     let lane = (UNIT_POS_X & 31u32) as usize;
-    let sums_at = base + ((own + 32 * tile + lane) * 16) as u32;
-    let stats_at = base + ((own + comptime!(form.stats_at()) + 4 * column + lane % 4) * 16) as u32;
-    let mut parts = Array::<F4>::new(CUBES);
-    let mut stats = Array::<F4>::new(CUBES);
+    let (pairs, piece) = comptime!((form.pairs(), form.piece()));
+    // Lanes of spare heads read what others do.
+    let pair = min(lane % 4, comptime!(pairs - 1));
+    let column = tile / comptime!(form.dim / 16);
+    let slot = tile / comptime!(form.cubes);
+    let sums_at = comptime!(form.parts_at()) + slot * comptime!(PARTS * piece) + plane * piece;
+    let sums_at = sums_at + lane / 4 * pairs + pair;
+    let stats_at = comptime!(form.stats_at()) + plane * comptime!(form.stats()) + column * pairs;
+    let stats_at = stats_at + pair;
+    let mut parts = Array::<F4>::new(STREAMS);
+    let mut stats = Array::<F4>::new(STREAMS);
     #[unroll]
-    for cube in 0..CUBES {
-        stats[cube] = load_cluster_x4(stats_at, comptime!(cube as u32), 0u32);
-        parts[cube] = load_cluster_x4(sums_at, comptime!(cube as u32), 0u32);
+    for stream in 0..STREAMS {
+        let mut sum = F4::new(0.0f32);
+        let mut known = F4::new(0.0f32);
+        known.insert(0usize, f32::new(MASKED));
+        known.insert(1usize, f32::new(MASKED));
+        // Of a stream without chunks nothing was sent.
+        if stream < live {
+            sum = F4::reinterpret(shared[sums_at + comptime!(stream * PLANES * piece)]);
+            known = F4::reinterpret(shared[stats_at + comptime!(stream * PLANES * form.stats())]);
+        }
+        parts[stream] = sum;
+        stats[stream] = known;
     }
-    joined(&parts, &stats, CUBES)
+    joined(&parts, &stats, STREAMS)
+}
+
+/// A tile of sums to its place in y, over the sums of their weights.
+#[cube]
+fn write(all: &Part, tile: usize, y: &mut [u32], #[comptime] form: Form) {
+    let lane = (UNIT_POS_X & 31u32) as usize;
+    let tiles = comptime!(form.dim / 16);
+    // A sequence that sees nothing gets nothing.
+    let (even, odd) = (all.stats.extract(2usize), all.stats.extract(3usize));
+    let even = select(even > 0.0f32, reciprocal(even), 0.0f32);
+    let odd = select(odd > 0.0f32, reciprocal(odd), 0.0f32);
+    let (a, b) = (all.sum.extract(0usize) * even, all.sum.extract(1usize) * odd);
+    let (c, d) = (all.sum.extract(2usize) * even, all.sum.extract(3usize) * odd);
+    // Rows of features become rows of heads, as they lie in y.
+    let first = pack_transposed(a, b, comptime!(form.ty()));
+    let second = pack_transposed(c, d, comptime!(form.ty()));
+    let head = tile / tiles * 8 + lane / 4;
+    if head < comptime!(form.group) {
+        let groups = CUBE_POS_Z as usize * CUBE_COUNT_Y as usize + CUBE_POS_Y as usize;
+        let row = (groups * comptime!(form.group) + head) * comptime!(form.dim / 2);
+        let to = row + tile % tiles * 8 + lane % 4;
+        y[to] = first;
+        y[to + 4] = second;
+    }
 }
 
 /// The first of the parts, then the next, and so on, all against the greatest score of them all.

@@ -7,7 +7,7 @@ use super::{
 };
 use crate::kernel::{
     blocks::row_of,
-    ptx::{U4, load_word},
+    ptx::{F2, U4, load_floats, load_word},
     rotate::turned,
 };
 use cubecl::prelude::*;
@@ -44,8 +44,8 @@ pub(super) fn loaded(tokens: &[u32], heads: usize, #[comptime] form: Form) -> Ar
 #[cube]
 pub(super) fn rotate<F: Float>(
     queries: &mut Array<u32>,
-    cos: &[Vector<f32, Const<2>>],
-    sin: &[Vector<f32, Const<2>>],
+    cos: &[F2],
+    sin: &[F2],
     position: usize,
     #[comptime] form: Form,
 ) {
@@ -70,13 +70,64 @@ pub(super) fn rotate<F: Float>(
     }
 }
 
-/// The new key, rotated, and the new value, which the plane whose last tile has their position also writes into the cache.
+/// What the new row is made of: words of the token and their rotations, and the block that it goes to.
+#[derive(CubeType)]
+pub(super) struct Raw {
+    low: Array<u32>,
+    high: Array<u32>,
+    cos: Array<F2>,
+    sin: Array<F2>,
+    block: usize,
+}
+
+/// Asks for it, in the plane that fills it: together with the rotations of queries, not a trip to memory later.
+#[cube]
+pub(super) fn asked(
+    qkv: &[u32],
+    cos: &[F2],
+    sin: &[F2],
+    table: &[i32],
+    walk: &Walk,
+    #[comptime] form: Form,
+) -> Raw {
+    let mut raw = Raw {
+        low: Array::<u32>::new(4usize),
+        high: Array::<u32>::new(4usize),
+        cos: Array::<F2>::new(4usize),
+        sin: Array::<F2>::new(4usize),
+        block: 0usize.runtime(),
+    };
+    if walk.owns {
+        let (is_value, vector) = own_vector(form);
+        let (key_head, key_heads) = (CUBE_POS_Y as usize, CUBE_COUNT_Y as usize);
+        let heads = CUBE_POS_Z as usize * key_heads * comptime!(form.group + 2);
+        let head = heads + (comptime!(form.group) + is_value) * key_heads + key_head;
+        let from = head * comptime!(form.dim / 2) + 4 * vector;
+        let rotation = walk.position * comptime!(form.dim / 4) + 4 * vector;
+        #[unroll]
+        for i in 0..4usize {
+            raw.low[i] = load_word::<u32>(qkv, from + i);
+            raw.high[i] = load_word::<u32>(qkv, from + comptime!(form.dim / 4) + i);
+            raw.cos[i] = load_floats(cos, rotation + i);
+            raw.sin[i] = load_floats(sin, rotation + i);
+        }
+        raw.block = block_of(table, walk, walk.chunks - 1usize);
+    }
+    raw
+}
+
+/// Whether the lane holds the value, and which vector of its halves. Heads of few features have fewer than there are lanes.
+#[cube]
+fn own_vector(#[comptime] form: Form) -> (usize, usize) {
+    let lane = (UNIT_POS_X & 31u32) as usize;
+    (lane / 16, min(lane % 16, comptime!(form.dim / 16 - 1)))
+}
+
+/// The new key, rotated, and the new value, which the plane whose tile of the last chunk has their position also writes into
+/// the cache.
 #[cube]
 pub(super) fn store<F: Float>(
-    qkv: &[u32],
-    cos: &[Vector<f32, Const<2>>],
-    sin: &[Vector<f32, Const<2>>],
-    table: &[i32],
+    raw: &Raw,
     keys: &mut [U4],
     values: &mut [U4],
     walk: &Walk,
@@ -87,28 +138,21 @@ pub(super) fn store<F: Float>(
     if walk.owns {
         let half = comptime!(form.dim / 16);
         let lane = (UNIT_POS_X & 31u32) as usize;
-        // Heads of fewer features have fewer vectors than there are lanes.
-        let (is_value, vector) = (lane / 16, min(lane % 16, comptime!(half - 1)));
-        let (key_head, key_heads) = (CUBE_POS_Y as usize, CUBE_COUNT_Y as usize);
-        let heads = CUBE_POS_Z as usize * key_heads * comptime!(form.group + 2);
-        let head = heads + (comptime!(form.group) + is_value) * key_heads + key_head;
-        let from = head * comptime!(form.dim / 2) + 4 * vector;
-        let rotation = walk.position * comptime!(form.dim / 4) + 4 * vector;
+        let (is_value, vector) = own_vector(form);
         #[unroll]
         for i in 0..4usize {
-            let (low, high) = (qkv[from + i], qkv[from + comptime!(form.dim / 4) + i]);
+            let (low, high) = (raw.low[i], raw.high[i]);
             let (first, second) = turned::<F, Const<2>>(
                 Vector::<F, Const<2>>::reinterpret(low),
                 Vector::<F, Const<2>>::reinterpret(high),
-                cos[rotation + i],
-                sin[rotation + i],
+                raw.cos[i],
+                raw.sin[i],
             );
             new.low.insert(i, select(is_value == 1, low, u32::reinterpret(first)));
             new.high.insert(i, select(is_value == 1, high, u32::reinterpret(second)));
         }
-        let block = block_of(table, walk, walk.tiles - 1usize, shape);
-        if block < shape.blocks && lane % 16 < half {
-            let row = row_of(block, key_heads, key_head, walk.position);
+        if raw.block < shape.blocks && lane % 16 < half {
+            let row = row_of(raw.block, CUBE_COUNT_Y as usize, CUBE_POS_Y as usize, walk.position);
             let to = row * comptime!(form.dim / 8) + vector;
             if is_value == 1 {
                 values[to] = new.low;

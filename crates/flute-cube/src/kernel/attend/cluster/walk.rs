@@ -4,12 +4,13 @@
 #![allow(clippy::collapsible_if)]
 
 use super::{
-    CHUNK, CUBES, Form, ROWS, Seen, Shape,
+    CHUNK, Form, ROWS, STREAMS, Seen, Shape,
     fold::fold,
+    hand::{expect, hand_in, open},
     seen,
     tile::{bring, gather, score, source},
-    token::{New, loaded, put, rotate, store},
-    weights::{begin_running, weigh},
+    token::{New, asked, loaded, put, rotate, store},
+    weights::{Running, begin_anew, weigh},
 };
 use crate::kernel::{
     blocks::block_at,
@@ -17,19 +18,28 @@ use crate::kernel::{
 };
 use cubecl::{ir::ElemType, prelude::*};
 
-/// Where a plane goes. Its tile i is 16 positions of chunk `chunk` + 8i.
+/// A chunk beyond that of every position, and the last of eight, so that no stream follows.
+const NOWHERE: usize = 0x03ff_fff7;
+
+/// Where a plane goes: to 16 positions of each chunk of a stream of its cube, and then to the next stream's. Chunks count
+/// from the first that is seen.
 #[derive(CubeType)]
 pub(super) struct Walk {
-    /// Of the table, before those of the sequence.
-    pub(super) entries: usize,
+    /// Of the table, before that of the first chunk.
+    entries: usize,
+    /// Of the table, from there on.
+    last: usize,
     pub(super) seen: Seen,
     /// The position behind the last that is copied: what the kernel itself rotates is not.
     pub(super) copied: usize,
-    pub(super) chunk: usize,
-    pub(super) tiles: usize,
+    pub(super) chunks: usize,
+    /// The chunk of the plane's tile, or one that there is not.
+    chunk: usize,
+    /// That of the tile which is asked for next.
+    ahead: usize,
     /// The new token's position, or the last place of the cache if it has none.
     pub(super) position: usize,
-    /// Whether the new token's position lies in the plane's last tile, and is the kernel's to fill.
+    /// Whether the new token's position lies in the plane's tile of the last chunk, and is the kernel's to fill.
     pub(super) owns: bool,
     /// The vector of shared memory at which the plane's tiles begin.
     pub(super) ring: usize,
@@ -40,7 +50,7 @@ pub(super) struct Walk {
 }
 
 /// See [`super::AttendBuffers`]; halves in words of two.
-#[cube(launch_unchecked, cluster_dim = (CUBES as u32, 1, 1))]
+#[cube(launch_unchecked, cluster_dim = (form.cubes as u32, 1, 1))]
 pub(super) fn attend(
     query: &[u32],
     keys: &[U4],
@@ -58,13 +68,15 @@ pub(super) fn attend(
     let queries = loaded(query, heads, form);
     // What was asked for so far is not to be asked for later.
     sync_plane();
-    set_out(keys, values, &blocks, base, &mut walk, &shape, form);
+    open(base, form);
+    set_out(keys, values, table, &blocks, base, &mut walk, &shape, form);
+    expect(base, &walk, form);
     let new = New { low: U4::new(0u32), high: U4::new(0u32) };
     go(keys, values, table, &queries, &new, &mut shared, y, &mut walk, &shape, form);
 }
 
 /// See [`super::NextBuffers`].
-#[cube(launch_unchecked, cluster_dim = (CUBES as u32, 1, 1))]
+#[cube(launch_unchecked, cluster_dim = (form.cubes as u32, 1, 1))]
 pub(super) fn next<F: Float>(
     qkv: &[u32],
     cos: &[Vector<f32, Const<2>>],
@@ -85,9 +97,12 @@ pub(super) fn next<F: Float>(
     let mut queries = loaded(qkv, heads, form);
     // As above.
     sync_plane();
-    set_out(&*keys, &*values, &blocks, base, &mut walk, &shape, form);
+    open(base, form);
+    set_out(&*keys, &*values, table, &blocks, base, &mut walk, &shape, form);
+    let raw = asked(qkv, cos, sin, table, &walk, form);
     rotate::<F>(&mut queries, cos, sin, walk.position, form);
-    let new = store::<F>(qkv, cos, sin, table, keys, values, &walk, &shape, form);
+    let new = store::<F>(&raw, keys, values, &walk, &shape, form);
+    expect(base, &walk, form);
     go(&*keys, &*values, table, &queries, &new, &mut shared, y, &mut walk, &shape, form);
 }
 
@@ -97,7 +112,7 @@ pub(super) fn address_of(shared: &Shared<[U4]>) -> u32 {
     shared_address::<U4>(unsafe { shared.as_ptr_unchecked() })
 }
 
-/// The way of this plane, and the blocks of its first tiles.
+/// The way of this plane, and the blocks of its first tiles, if they are of one stream.
 #[cube]
 fn walk(start: &[i32], table: &[i32], shape: &Shape, #[comptime] form: Form) -> (Walk, Array<u32>) {
     let (rank, batch) = (CUBE_POS_X as usize, CUBE_POS_Z as usize);
@@ -110,7 +125,7 @@ fn walk(start: &[i32], table: &[i32], shape: &Shape, #[comptime] form: Form) -> 
     // Without a window these loads wait for no other.
     #[unroll]
     for i in 0..comptime!(form.stages + 1) {
-        let entry = min(first + rank + comptime!(i * CUBES), shape.entries - 1usize);
+        let entry = min(first + rank + comptime!(i * STREAMS), shape.entries - 1usize);
         blocks[i] = load_word::<i32>(table, entries + entry);
     }
     let chunks = seen.end.div_ceil(CHUNK) - first;
@@ -120,12 +135,14 @@ fn walk(start: &[i32], table: &[i32], shape: &Shape, #[comptime] form: Form) -> 
     let place = position % CHUNK;
     let chunk = position / CHUNK - select(within, first, 0usize);
     let walk = Walk {
-        entries,
+        entries: entries + first,
+        last: shape.entries - 1usize - first,
         copied: seen.end - select(fills, 1usize, 0usize),
-        chunk: first + rank,
-        tiles: (chunks + comptime!(CUBES - 1) - rank) / CUBES,
+        chunks,
+        chunk: rank,
+        ahead: rank,
         position: select(within, position, shape.capacity - 1usize),
-        owns: fills && chunk % CUBES == rank && place / ROWS == plane,
+        owns: fills && chunk % comptime!(form.cubes) == rank && place / ROWS == plane,
         ring: plane * comptime!(form.ring()),
         block: 0usize.runtime(),
         present: 0u32.runtime(),
@@ -134,17 +151,31 @@ fn walk(start: &[i32], table: &[i32], shape: &Shape, #[comptime] form: Form) -> 
     (walk, blocks)
 }
 
-/// The block in which tile `i` lies.
+/// The chunk to which a plane goes from `chunk`: the next one of the stream, or the first of its cube's next stream. Whence
+/// there is none it goes beyond the last.
 #[cube]
-pub(super) fn block_of(table: &[i32], walk: &Walk, i: usize, shape: &Shape) -> usize {
-    // Beyond the last tile there may be no entry.
-    block_at(table, walk.entries + min(walk.chunk + i * CUBES, shape.entries - 1usize))
+fn next_of(chunk: usize, chunks: usize, #[comptime] form: Form) -> usize {
+    let next = chunk + STREAMS;
+    if comptime!(form.cubes < STREAMS) {
+        let stream = chunk % STREAMS + comptime!(form.cubes);
+        let other = select(stream < STREAMS, stream, NOWHERE);
+        select(next < chunks, next, other)
+    } else {
+        next
+    }
 }
 
-/// The first position of tile `i`.
+/// The block in which a chunk lies.
 #[cube]
-fn begin_of(walk: &Walk, i: usize) -> usize {
-    (walk.chunk + i * CUBES) * CHUNK + UNIT_POS_Y as usize * ROWS
+pub(super) fn block_of(table: &[i32], walk: &Walk, chunk: usize) -> usize {
+    // Beyond the last chunk there may be no entry.
+    block_at(table, walk.entries + min(chunk, walk.last))
+}
+
+/// The first position of the plane's tile of a chunk.
+#[cube]
+fn begin_of(walk: &Walk, chunk: usize) -> usize {
+    (walk.seen.first / CHUNK + chunk) * CHUNK + UNIT_POS_Y as usize * ROWS
 }
 
 #[cube]
@@ -157,6 +188,7 @@ fn is_there(block: usize, shape: &Shape) -> u32 {
 fn set_out(
     keys: &[U4],
     values: &[U4],
+    table: &[i32],
     blocks: &Array<u32>,
     base: u32,
     walk: &mut Walk,
@@ -164,14 +196,15 @@ fn set_out(
     #[comptime] form: Form,
 ) {
     let mut present = 0u32;
+    let mut chunk = walk.chunk;
     #[unroll]
     for i in 0..comptime!(form.stages) {
-        let block = blocks[i] as usize;
+        let block = first_block(table, blocks, &*walk, chunk, i, form);
         present |= is_there(block, shape) << comptime!(i as u32);
-        if i < walk.tiles {
+        if chunk < walk.chunks {
             let target =
                 base + (walk.ring as u32 + comptime!((2 * i * form.side()) as u32)) * 16u32;
-            let source = source(begin_of(&*walk, i), block, &*walk, shape, form);
+            let source = source(begin_of(&*walk, chunk), block, &*walk, shape, form);
             bring(keys, &source, target, form);
             commit_copies();
             bring(values, &source, target + comptime!(form.side() as u32 * 16), form);
@@ -180,9 +213,30 @@ fn set_out(
             commit_copies();
             commit_copies();
         }
+        chunk = next_of(chunk, walk.chunks, form);
     }
     walk.present = present;
-    walk.block = blocks[comptime!(form.stages)] as usize;
+    walk.ahead = chunk;
+    walk.block = first_block(table, blocks, &*walk, chunk, form.stages, form);
+}
+
+/// The block of the plane's tile `i`: the one that was looked up, unless its stream has ended before.
+#[cube]
+fn first_block(
+    table: &[i32],
+    blocks: &Array<u32>,
+    walk: &Walk,
+    chunk: usize,
+    #[comptime] i: usize,
+    #[comptime] form: Form,
+) -> usize {
+    let mut block = blocks[i] as usize;
+    if comptime!(form.cubes < STREAMS && i > 0) {
+        if chunk != CUBE_POS_X as usize + comptime!(i * STREAMS) {
+            block = block_of(table, walk, chunk);
+        }
+    }
+    block
 }
 
 /// Takes tile after tile, and folds what the cluster's planes have into y.
@@ -207,21 +261,19 @@ fn go(
     let value_row = (lane % 8 + lane / 16 * 8) * stride + lane / 8 % 2;
     let value_lane = base + ((comptime!(form.side()) + value_row) * 16) as u32;
     let mut sums = Array::<F4>::new(comptime!(form.sums()));
-    #[unroll]
-    for i in 0..comptime!(form.sums()) {
-        sums[i] = F4::new(0.0f32);
-    }
-    let mut running = begin_running(form);
+    let mut running = Running {
+        tops: Array::<f32>::new(comptime!(2 * form.columns())),
+        totals: Array::<f32>::new(comptime!(2 * form.columns())),
+    };
+    begin_anew(&mut sums, &mut running, form);
     // Of every tile keys and values are a group of copies each: what is waited for has as many behind it.
     let newest = comptime!((2 * form.stages - 1) as u32);
     let mut stage = walk.ring;
-    let mut i = 0usize;
-    while i < walk.tiles {
-        let ahead = i + comptime!(form.stages);
-        let begin = begin_of(&*walk, i);
-        let source = source(begin_of(&*walk, ahead), walk.block, &*walk, shape, form);
+    while walk.chunk < walk.chunks {
+        let begin = begin_of(&*walk, walk.chunk);
+        let source = source(begin_of(&*walk, walk.ahead), walk.block, &*walk, shape, form);
         let at = (stage * 16) as u32;
-        let ends_here = walk.owns && i + 1 == walk.tiles;
+        let ends_here = walk.owns && walk.chunk + 1 == walk.chunks;
         await_groups(newest);
         if comptime!(form.rotates) {
             if ends_here {
@@ -231,7 +283,7 @@ fn go(
         sync_plane();
         let mut scores = score(queries, key_lane + at, form);
         sync_plane();
-        if ahead < walk.tiles {
+        if walk.ahead < walk.chunks {
             bring(keys, &source, base + at, form);
         }
         commit_copies();
@@ -256,18 +308,25 @@ fn go(
         sync_plane();
         gather(&weights, &mut sums, value_lane + at, form);
         sync_plane();
-        if ahead < walk.tiles {
+        if walk.ahead < walk.chunks {
             bring(values, &source, base + at + comptime!(form.side() as u32 * 16), form);
         }
         commit_copies();
+        if walk.chunk + STREAMS >= walk.chunks {
+            hand_in(&sums, &running, walk.chunk % STREAMS, shared, base, form);
+            if comptime!(form.cubes < STREAMS) {
+                begin_anew(&mut sums, &mut running, form);
+            }
+        }
         walk.present =
             walk.present >> 1u32 | is_there(walk.block, shape) << comptime!(form.stages as u32 - 1);
-        walk.block = block_of(table, &*walk, ahead + 1usize, shape);
+        walk.chunk = next_of(walk.chunk, walk.chunks, form);
+        walk.ahead = next_of(walk.ahead, walk.chunks, form);
+        walk.block = block_of(table, &*walk, walk.ahead);
         stage += comptime!(2 * form.side());
         if stage == walk.ring + comptime!(form.ring()) {
             stage = walk.ring;
         }
-        i += 1;
     }
-    fold(&sums, &running, shared, y, form);
+    fold(shared, y, &*walk, form);
 }

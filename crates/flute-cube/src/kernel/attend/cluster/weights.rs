@@ -15,16 +15,18 @@ pub(super) struct Running {
     pub(super) totals: Array<f32>,
 }
 
+/// Of a stream of which nothing was seen.
 #[cube]
-pub(super) fn begin_running(#[comptime] form: Form) -> Running {
-    let mut tops = Array::<f32>::new(comptime!(2 * form.columns()));
-    let mut totals = Array::<f32>::new(comptime!(2 * form.columns()));
+pub(super) fn begin_anew(sums: &mut Array<F4>, running: &mut Running, #[comptime] form: Form) {
+    #[unroll]
+    for i in 0..comptime!(form.sums()) {
+        sums[i] = F4::new(0.0f32);
+    }
     #[unroll]
     for i in 0..comptime!(2 * form.columns()) {
-        tops[i] = f32::new(MASKED);
-        totals[i] = 0.0f32;
+        running.tops[i] = f32::new(MASKED);
+        running.totals[i] = 0.0f32;
     }
-    Running { tops, totals }
 }
 
 /// The weights of a tile as the right operand of the next product, with everything before scaled down to the greatest score
