@@ -119,7 +119,7 @@ fn a_batch_that_fills_the_device_gives_a_sequence_the_bits_that_it_gets_alone() 
                 (24, 1, 256, 1100),
                 (30, 4, 64, 600),
                 (60, 4, 64, 600),
-                (120, 4, 64, 200),
+                (140, 4, 64, 200),
             ] {
                 let problem = Attend { query_heads: 2 * key_heads, key_heads, dim, ..shape(dtype) };
                 let problem = Attend { batch, capacity, ..problem };

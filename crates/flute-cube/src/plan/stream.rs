@@ -206,8 +206,8 @@ impl StreamPlan {
         let rounds = self.items(problem).div_ceil(Self::room(limits.processors, self.split));
         let rounds = match self.cut(problem, limits.processors).narrow {
             0 => rounds as f64,
-            // With many tokens a narrow round gains half of what its warpgroups say.
-            narrow if self.tokens > 64 => {
+            // With the most tokens a narrow round gains half of what its warpgroups say.
+            narrow if self.tokens as usize == MOST_TOKENS => {
                 rounds as f64 - 0.5 + narrow as f64 / f64::from(2 * self.warpgroups)
             }
             narrow => rounds as f64 - 1.0 + narrow as f64 / f64::from(self.warpgroups),
@@ -248,17 +248,12 @@ impl StreamPlan {
     /// cubes the same; the least costly first.
     pub(super) fn candidates(problem: &Problem, limits: &Limits) -> Vec<Self> {
         const MOST: usize = 4;
-        // As even as multiples of 16 make them: 129 rows are two times 80, not 256. Rows that do not exist cost what others
-        // do, and their copies more: 12.3 µs for 33 rows where 64 took 8.9.
-        let token_tiles = problem.m.div_ceil(MOST_TOKENS).max(1);
-        let tokens = match problem.m.div_ceil(token_tiles) {
-            0..=8 => 8,
-            tokens => tokens.next_multiple_of(16) as u32,
-        };
+        let tokens = problem.m.clamp(8, MOST_TOKENS).next_power_of_two() as u32;
         let mut plans = Self::with_tokens(problem, limits, tokens);
         // Half of many tokens leaves room for a second ring, where rows of W are few and long.
-        if tokens > 64 {
-            plans.extend(Self::with_tokens(problem, limits, (tokens / 2).next_multiple_of(16)));
+        // With few rows more than that it also leaves fewer that do not exist, which cost what others do.
+        if tokens as usize == MOST_TOKENS {
+            plans.extend(Self::with_tokens(problem, limits, tokens / 2));
         }
         plans.sort_by(|a, b| a.cost(problem, limits).total_cmp(&b.cost(problem, limits)));
         plans.truncate(MOST);
@@ -289,9 +284,11 @@ impl StreamPlan {
                 if plan.shares() > 1 && blocks < 2 * plan.shares() {
                     continue;
                 }
-                // Two blocks a stage halve what a stage costs; but who brings as a side job is late with them.
+                // Two blocks a stage halve what a stage costs, but three of them are a short ring where x is large; and who
+                // brings as a side job is late with them.
                 let rings: &[(u32, u32)] = match plan.brings_beside() {
-                    true => &[(2, 5), (2, 4), (2, 3), (1, 5), (1, 4), (1, 3)],
+                    true if tokens == 8 => &[(2, 5), (2, 4), (2, 3), (1, 5), (1, 4), (1, 3)],
+                    true => &[(2, 5), (2, 4), (1, 7), (1, 6), (1, 5), (1, 4), (1, 3)],
                     false => &[(1, 8), (1, 6), (1, 5), (1, 4), (1, 3)],
                 };
                 // Even tiles, or all that warpgroups can take with an uneven last round.
@@ -326,13 +323,13 @@ impl StreamPlan {
         }
         let counts = [self.warpgroups, self.warpgroups_k].iter().all(|c| (1..=8).contains(c));
         let tiles = (1..=self.warpgroups * TILES).contains(&self.tiles);
-        let tokens =
-            self.tokens == 8 || (16..=128).contains(&self.tokens) && self.tokens.is_multiple_of(16);
+        // Powers of two, as the vectors that hold sums must be.
+        let tokens = matches!(self.tokens, 8 | 16 | 32 | 64 | 128);
         let split = matches!(self.split, 1 | 2 | 4 | 8) && matches!(self.blocks, 1 | 2);
         let depths = (3..=16).contains(&self.stages);
         if !(counts && tiles && tokens && split && depths) {
             let reason = format!(
-                "{self}: warpgroups must lie in 1..=8, tiles in 1..={}, tokens be 8 or a multiple of 16 up to 128, stages lie in 3..=16, blocks be 1 or 2, and split be 1, 2, 4 or 8",
+                "{self}: warpgroups must lie in 1..=8, tiles in 1..={}, tokens be 8, 16, 32, 64 or 128, stages lie in 3..=16, blocks be 1 or 2, and split be 1, 2, 4 or 8",
                 TILES * self.warpgroups
             );
             return Err(Error::InvalidPlan { reason });
