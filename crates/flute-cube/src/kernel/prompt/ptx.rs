@@ -70,16 +70,3 @@ pub(in crate::kernel) fn any(value: bool) -> bool {
     );
     some == 1u32
 }
-
-/// Eight by eight sums of a plane, rounded and turned: a lane gives elements 2t and 2t + 1 of row g, and gets those rows of
-/// column g.
-#[cube]
-pub(in crate::kernel) fn pack_transposed(even: f32, odd: f32, #[comptime] ty: &str) -> u32 {
-    let turned: u32;
-    gpu_asm!(
-        "{{ .reg .b32 t; cvt.rn.{ty}x2.f32 t, {o}, {e}; movmatrix.sync.aligned.m8n8.trans.b16 {d}, t; }}",
-        d = out(_) turned, o = in(_) f32::reinterpret(odd), e = in(_) f32::reinterpret(even),
-        options(nomem),
-    );
-    turned
-}

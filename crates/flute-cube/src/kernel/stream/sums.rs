@@ -3,7 +3,7 @@
 use super::Shape;
 use crate::kernel::{
     gate::gated,
-    ptx::{F4, U4, load_cluster_x4, load_shared_f4, sync_cluster, sync_some},
+    ptx::{F4, U4, load_cluster_x4, load_shared_f4, pack_transposed, sync_cluster, sync_some},
 };
 use cubecl::prelude::*;
 
@@ -197,16 +197,4 @@ fn put<F: Float>(
             }
         }
     }
-}
-
-/// Eight by eight sums of a plane, rounded to pairs and turned.
-#[cube]
-fn pack_transposed(even: f32, odd: f32, #[comptime] ty: &str) -> u32 {
-    let turned: u32;
-    gpu_asm!(
-        "{{ .reg .b32 t; cvt.rn.{ty}x2.f32 t, {o}, {e}; movmatrix.sync.aligned.m8n8.trans.b16 {d}, t; }}",
-        d = out(_) turned, o = in(_) f32::reinterpret(odd), e = in(_) f32::reinterpret(even),
-        options(nomem),
-    );
-    turned
 }

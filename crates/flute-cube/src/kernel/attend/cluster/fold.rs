@@ -8,8 +8,8 @@ use super::{
     weights::base_of,
 };
 use crate::kernel::{
-    prompt::ptx::{exp2, pack_transposed, reciprocal},
-    ptx::{F4, U4},
+    prompt::ptx::{exp2, reciprocal},
+    ptx::{F4, U4, pack_transposed},
 };
 use cubecl::prelude::*;
 

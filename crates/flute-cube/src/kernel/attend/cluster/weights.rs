@@ -3,8 +3,8 @@
 
 use super::{Form, MASKED, Shape};
 use crate::kernel::{
-    prompt::ptx::{any, exchange, exp2, pack_transposed, reciprocal},
-    ptx::F4,
+    prompt::ptx::{any, exchange, exp2, reciprocal},
+    ptx::{F4, pack_transposed},
 };
 use cubecl::prelude::*;
 
