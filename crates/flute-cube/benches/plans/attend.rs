@@ -10,6 +10,27 @@ use flute_cube::{
     measure::{self, COLD_BYTES},
 };
 
+/// A token of each of `batch` sequences, each in blocks of its own.
+fn token(
+    [query_heads, key_heads, dim]: [usize; 3],
+    [batch, capacity]: [usize; 2],
+    dtype: Dtype,
+) -> Attend {
+    Attend {
+        batch,
+        tokens: 1,
+        query_heads,
+        key_heads,
+        dim,
+        capacity,
+        blocks: batch * capacity.div_ceil(CACHE_BLOCK),
+        scale: (dim as f64).powf(-0.5),
+        cap: None,
+        window: None,
+        dtype,
+    }
+}
+
 /// Times attention of a new token of each of `batch` sequences behind `context` others, and prints a line.
 pub(crate) fn time_decoding(
     client: &Client,
@@ -17,19 +38,7 @@ pub(crate) fn time_decoding(
     [batch, context]: [usize; 2],
     dtype: Dtype,
 ) -> Result<()> {
-    let problem = Attend {
-        batch,
-        tokens: 1,
-        query_heads,
-        key_heads,
-        dim,
-        capacity: context + 64,
-        blocks: batch * (context + 64).div_ceil(CACHE_BLOCK),
-        scale: (dim as f64).powf(-0.5),
-        cap: None,
-        window: None,
-        dtype,
-    };
+    let problem = token([query_heads, key_heads, dim], [batch, context + CACHE_BLOCK], dtype);
     let cache = problem.blocks * key_heads * CACHE_BLOCK * dim * dtype.size();
     let heads = batch * query_heads * dim * dtype.size();
     let start = client.create_from_slice(bytemuck::cast_slice(&vec![context as i32; batch]));
@@ -71,19 +80,8 @@ pub(crate) fn time_next(
     let limits = Limits::of(client);
     for [batch, context] in STEPS {
         let entries = (context + 1).div_ceil(CACHE_BLOCK);
-        let problem = Attend {
-            batch,
-            tokens: 1,
-            query_heads,
-            key_heads,
-            dim,
-            capacity: entries * CACHE_BLOCK,
-            blocks: batch * entries,
-            scale: (dim as f64).powf(-0.5),
-            cap: None,
-            window: None,
-            dtype,
-        };
+        let capacity = entries * CACHE_BLOCK;
+        let problem = token([query_heads, key_heads, dim], [batch, capacity], dtype);
         let cache = problem.blocks * key_heads * CACHE_BLOCK * dim * dtype.size();
         let heads = batch * dim * dtype.size();
         let start = client.create_from_slice(bytemuck::cast_slice(&vec![context as i32; batch]));

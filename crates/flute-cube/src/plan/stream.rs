@@ -250,8 +250,8 @@ impl StreamPlan {
         const MOST: usize = 4;
         let tokens = problem.m.clamp(8, MOST_TOKENS).next_power_of_two() as u32;
         let mut plans = Self::with_tokens(problem, limits, tokens);
-        // Half of many tokens leaves room for a second ring, where rows of W are few and long.
-        // With few rows more than that it also leaves fewer that do not exist, which cost what others do.
+        // Half of the most tokens leaves room for a second ring, where rows of W are few and long, and fewer rows of x that do
+        // not exist, which cost what others do.
         if tokens as usize == MOST_TOKENS {
             plans.extend(Self::with_tokens(problem, limits, tokens / 2));
         }
@@ -326,8 +326,7 @@ impl StreamPlan {
         // Powers of two, as the vectors that hold sums must be.
         let tokens = matches!(self.tokens, 8 | 16 | 32 | 64 | 128);
         let split = matches!(self.split, 1 | 2 | 4 | 8) && matches!(self.blocks, 1 | 2);
-        let depths = (3..=16).contains(&self.stages);
-        if !(counts && tiles && tokens && split && depths) {
+        if !(counts && tiles && tokens && split && (3..=16).contains(&self.stages)) {
             let reason = format!(
                 "{self}: warpgroups must lie in 1..=8, tiles in 1..={}, tokens be 8, 16, 32, 64 or 128, stages lie in 3..=16, blocks be 1 or 2, and split be 1, 2, 4 or 8",
                 TILES * self.warpgroups
