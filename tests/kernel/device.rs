@@ -93,17 +93,8 @@ impl Guarded {
 
     /// A buffer that holds nothing but NaN, written on the device.
     pub(crate) fn poisoned(client: &Client, len: usize) -> Self {
-        let words = (len + 2 * GUARD).div_ceil(4);
-        let outer = client.empty(4 * words);
-        // SAFETY: the buffer holds `words` words, and the kernel stays below them.
-        unsafe {
-            poison::launch_unchecked(
-                client,
-                CubeCount::Static(words.div_ceil(256).min(4096) as u32, 1, 1),
-                CubeDim::new_1d(256),
-                BufferArg::from_raw_parts(outer.clone(), words),
-            );
-        }
+        let outer = client.empty((len + 2 * GUARD).next_multiple_of(4));
+        poison_words(client, &outer);
         Self { outer, len }
     }
 
@@ -128,6 +119,20 @@ impl Guarded {
             Some(i) => Err(format!("the byte {} after the buffer was overwritten", i - end)),
             None => Ok(inner),
         }
+    }
+}
+
+/// Fills the words of `buffer` with NaN.
+pub(crate) fn poison_words(client: &Client, buffer: &Handle) {
+    let words = buffer.size_in_used() as usize / 4;
+    // SAFETY: the buffer holds `words` words, and the kernel stays below them.
+    unsafe {
+        poison::launch_unchecked(
+            client,
+            CubeCount::Static(words.div_ceil(256).min(4096) as u32, 1, 1),
+            CubeDim::new_1d(256),
+            BufferArg::from_raw_parts(buffer.clone(), words),
+        );
     }
 }
 

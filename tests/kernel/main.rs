@@ -31,6 +31,7 @@ mod norm;
 mod oracle;
 mod plans;
 mod prompt;
+mod recorded;
 mod refusals;
 mod repeats;
 mod rotate;

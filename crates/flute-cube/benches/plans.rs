@@ -1,11 +1,12 @@
 //! Every plan of a problem, checked and timed: what the planner's rules are calibrated with. `--selected` times the
-//! planner's choice alone, `--grid` more plans than it considers.
+//! planner's choice alone, `--grid` more plans than it considers, `--only a+b` those whose names contain both, `--skip a`
+//! no others than those whose names do not.
 //!
 //! `cargo bench --bench plans -- --shape 4096x4096 --m 1,16 --bits 4,3,2 --group 128 --top 5`. Timings are graph
 //! replays over copies of the weights that together exceed any cache. Several of these programs (`--peers N`) with the
 //! same `--lock FILE` compile at the same time, wait for each other, and then take turns with the device. With `--attend` or
 //! `--next` attention is timed instead, with `--rotate` a rotation of x before the product, with `--gate` a gate behind it
-//! and in it. `--device cuda|vulkan|wgpu` takes the first device of that kind instead
+//! and in it, with `--layer` a whole layer of a model. `--device cuda|vulkan|wgpu` takes the first device of that kind instead
 //! of the default one.
 
 #[path = "plans/attend.rs"]
@@ -14,6 +15,8 @@ mod attend;
 mod gate;
 #[path = "plans/grid.rs"]
 mod grid;
+#[path = "plans/layer.rs"]
+mod layer;
 #[path = "plans/rotate.rs"]
 mod rotate;
 
@@ -31,6 +34,7 @@ struct Options {
     dtype: Dtype,
     top: usize,
     only: String,
+    skip: String,
     grid: bool,
     selected: bool,
     lock: Option<String>,
@@ -41,7 +45,20 @@ struct Options {
     cubes: Vec<usize>,
     rotate: Vec<usize>,
     gate: bool,
+    layer: Vec<[usize; 5]>,
     device: String,
+}
+
+impl Options {
+    /// What might be timed.
+    fn plans(&self, problem: &Problem, limits: &Limits) -> Result<Vec<Plan>> {
+        if self.grid { Ok(grid::all(problem, limits)) } else { Plan::candidates(problem, limits) }
+    }
+
+    fn wants(&self, plan: &Plan) -> bool {
+        let name = plan.to_string();
+        self.only.split('+').all(|part| name.contains(part)) && !name.contains(&self.skip)
+    }
 }
 
 fn options() -> Options {
@@ -54,9 +71,9 @@ fn options() -> Options {
     };
     let pair =
         |s: &str| s.split_once('x').and_then(|(n, k)| Some((n.parse().ok()?, k.parse().ok()?)));
-    let heads = |s: &str| -> Option<[usize; 3]> {
-        s.split('x').map(|v| v.parse().ok()).collect::<Option<Vec<_>>>()?.try_into().ok()
-    };
+    let numbers = |s: &str| s.split('x').map(|v| v.parse().ok()).collect::<Option<Vec<usize>>>();
+    let heads = |s: &str| -> Option<[usize; 3]> { numbers(s)?.try_into().ok() };
+    let widths = |s: &str| -> Option<[usize; 5]> { numbers(s)?.try_into().ok() };
     Options {
         shapes: value("--shape", "4096x4096,28672x4096").split(',').filter_map(pair).collect(),
         m: list("--m", "1"),
@@ -65,6 +82,7 @@ fn options() -> Options {
         dtype: if value("--dtype", "f16") == "bf16" { Dtype::BF16 } else { Dtype::F16 },
         top: list("--top", "5")[0],
         only: value("--only", ""),
+        skip: value("--skip", "nothing"),
         grid: std::env::args().any(|a| a == "--grid"),
         selected: std::env::args().any(|a| a == "--selected"),
         lock: Some(value("--lock", "")).filter(|file| !file.is_empty()),
@@ -78,6 +96,7 @@ fn options() -> Options {
         },
         rotate: list("--rotate", ""),
         gate: std::env::args().any(|a| a == "--gate"),
+        layer: value("--layer", "").split(',').filter_map(widths).collect(),
         device: value("--device", ""),
     }
 }
@@ -117,6 +136,16 @@ fn main() -> Result<()> {
                 attend::time(&client, heads, m, options.dtype)?;
             }
         }
+        return Ok(());
+    }
+    for dims in &options.layer {
+        for (bits, m) in options.bits.iter().flat_map(|bits| options.m.iter().map(|m| (*bits, *m)))
+        {
+            let format = Format::new(bits, options.groups[0])?;
+            layer::time(&client, *dims, m, format, &options)?;
+        }
+    }
+    if !options.layer.is_empty() {
         return Ok(());
     }
     let mut sweeps = vec![];
@@ -184,13 +213,12 @@ impl Sweep {
     fn new(client: &Client, limits: &Limits, problem: &Problem, options: &Options) -> Result<Self> {
         let workload = Workload::new(client, problem)?;
         let selected = Plan::select(problem, limits)?;
-        let plans = match (options.selected, options.grid) {
-            (true, _) => vec![selected],
-            (_, true) => grid::all(problem, limits),
-            _ => Plan::candidates(problem, limits)?,
+        let plans = match options.selected {
+            true => vec![selected],
+            false => options.plans(problem, limits)?,
         };
         let wanted = |plan: &Plan| {
-            options.only.split('+').all(|part| plan.to_string().contains(part))
+            options.wants(plan)
                 && workload.check(plan).inspect_err(|error| println!("{plan}: {error}")).is_ok()
         };
         let plans = plans.into_iter().filter(wanted).collect();

@@ -34,6 +34,9 @@ impl Cluster {
 }
 
 /// The buffers of a next token, all on the client's device.
+///
+/// A recorded launch may read `start`, `table`, `keys` and `values` while the launches of this crate right before it still
+/// run: those must not write them. Of several steps in one recording, something else moves `start` in between.
 #[derive(Clone, Debug)]
 pub struct NextBuffers {
     /// `[batch, query_heads + 2·key_heads, dim]`: q, k and v of a token side by side.

@@ -1,6 +1,6 @@
 //! More plans than the planner considers.
 
-use flute_cube::{Limits, MmaPlan, Plan, Problem, StreamPlan};
+use flute_cube::{DensePlan, Limits, MmaPlan, Plan, Problem, StreamPlan};
 
 /// All of them.
 pub(crate) fn all(problem: &Problem, limits: &Limits) -> Vec<Plan> {
@@ -15,11 +15,13 @@ pub(crate) fn all(problem: &Problem, limits: &Limits) -> Vec<Plan> {
         _ => &[(2, 8), (4, 4), (8, 2), (8, 1), (16, 1), (16, 2), (8, 4), (4, 8)],
     };
     let mut plans = streams(problem, limits);
+    let parts = [1, 2, 3, 4, 6, 8].map(|parts| Plan::Dense(DensePlan { parts }));
+    plans.extend(parts.into_iter().filter(|plan| plan.validate(problem, limits).is_ok()));
     for &(planes_n, planes_k) in shapes {
         for row_tiles in [1, 2, 3, 4] {
             let splits = if problem.m <= 4 { &[1, 2][..] } else { &[1, 2, 4, 8][..] };
             for &split in splits {
-                let rings = [0, 2, 3];
+                let rings = [0, 2, 3, 4, 6];
                 let cubes = [(1, false), (2, false), (1, true)];
                 for (ring, (resident, held)) in
                     rings.into_iter().flat_map(|ring| cubes.map(|cube| (ring, cube)))

@@ -1,6 +1,7 @@
 //! RMS norms, with or without a residual: a cube takes a row, reads it once and keeps it in registers.
 
 use super::{
+    ptx::{follow, lead, load_x4},
     sum::{Team, cube_sum},
     width::width,
 };
@@ -24,6 +25,8 @@ pub(crate) struct Form {
     /// Of x, of what is added to it, and of the result.
     dtypes: [Dtype; 3],
     added: bool,
+    /// Of [`follow`].
+    overlaps: bool,
 }
 
 impl Form {
@@ -46,12 +49,19 @@ impl Form {
         let vectors = len / width;
         let team = Team::new(vectors.next_power_of_two().min(MAX_UNITS), limits);
         let dtypes = [dtype, added, out];
-        Self { vectors, width, team, dtypes, added: buffers.residual.is_some() }
+        let (added, overlaps) = (buffers.residual.is_some(), limits.bulk);
+        Self { vectors, width, team, dtypes, added, overlaps }
     }
 
     /// Vectors that a unit holds.
     fn held(self) -> usize {
         self.vectors.div_ceil(self.team.units)
+    }
+
+    /// Vectors of the gain that a unit asks for while the kernel before this one still runs: all of them, where there is
+    /// room in registers.
+    fn early(self) -> usize {
+        if self.overlaps && self.width == 4 && self.held() <= 2 { self.held() } else { 0 }
     }
 }
 
@@ -127,6 +137,7 @@ fn plain_norm<S: Float, F: Float, N: Size>(
     #[comptime] form: Form,
     #[define(S, F)] _dtypes: [ElemType; 2],
 ) {
+    let gains = begin::<N>(gain, form);
     let mut row = CUBE_POS_X as usize;
     while row < shape.rows {
         let mut values = Array::<Vector<f32, N>>::new(comptime!(form.held()));
@@ -138,7 +149,7 @@ fn plain_norm<S: Float, F: Float, N: Size>(
                 values[i] = Vector::<f32, N>::cast_from(x[row * form.vectors + at]);
             }
         }
-        finish::<F, N>(&mut values, gain, y, row, &shape, form);
+        finish::<F, N>(&mut values, gain, &gains, y, row, &shape, form);
         row += CUBE_COUNT_X as usize;
     }
 }
@@ -154,6 +165,7 @@ fn add_norm<S: Float, B: Float, F: Float, N: Size>(
     #[comptime] form: Form,
     #[define(S, B, F)] _dtypes: [ElemType; 3],
 ) {
+    let gains = begin::<N>(gain, form);
     let mut row = CUBE_POS_X as usize;
     while row < shape.rows {
         let mut values = Array::<Vector<f32, N>>::new(comptime!(form.held()));
@@ -168,9 +180,28 @@ fn add_norm<S: Float, B: Float, F: Float, N: Size>(
                 sum[at] = Vector::<S, N>::cast_from(values[i]);
             }
         }
-        finish::<F, N>(&mut values, gain, y, row, &shape, form);
+        finish::<F, N>(&mut values, gain, &gains, y, row, &shape, form);
         row += CUBE_COUNT_X as usize;
     }
+}
+
+/// Lets the next kernel begin, and waits for the one before; what comes back is asked for in between.
+#[cube]
+fn begin<N: Size>(gain: &[Vector<f32, N>], #[comptime] form: Form) -> Array<Vector<f32, N>> {
+    lead(form.overlaps);
+    let mut gains = Array::<Vector<f32, N>>::new(comptime!(form.early().max(1)));
+    #[unroll]
+    for i in 0..comptime!(form.early()) {
+        gains[i] = Vector::<f32, N>::reinterpret(load_x4(gain, vector(i, form)));
+    }
+    follow(form.overlaps);
+    gains
+}
+
+/// The unit's vector `i` of a row, or the last one.
+#[cube]
+fn vector(#[comptime] i: usize, #[comptime] form: Form) -> usize {
+    min(UNIT_POS as usize + comptime!(i * form.team.units), form.vectors - 1)
 }
 
 /// Writes what the cube holds of a row, divided by the root of its mean square, times the gain. The gain is multiplied by
@@ -179,6 +210,7 @@ fn add_norm<S: Float, B: Float, F: Float, N: Size>(
 fn finish<F: Float, N: Size>(
     values: &mut Array<Vector<f32, N>>,
     gain: &[Vector<f32, N>],
+    gains: &Array<Vector<f32, N>>,
     y: &mut [Vector<F, N>],
     row: usize,
     shape: &Row,
@@ -191,8 +223,8 @@ fn finish<F: Float, N: Size>(
         for j in 0..comptime!(form.width) {
             squares += values[i].extract(j) * values[i].extract(j);
         }
-        let at = min(UNIT_POS as usize + comptime!(i * form.team.units), form.vectors - 1);
-        values[i] *= gain[at] + Vector::<f32, N>::new(shape.offset);
+        let factors = if comptime!(form.early() > 0) { gains[i] } else { gain[vector(i, form)] };
+        values[i] *= factors + Vector::<f32, N>::new(shape.offset);
     }
     let mean = cube_sum(squares, form.team) / shape.len;
     let factor = 1.0f32 / (mean + shape.epsilon).sqrt();

@@ -304,6 +304,8 @@ fn cuts(problem: &Problem, limits: &Limits) -> Vec<Cut> {
             let narrow = cut(tokens, (1, 16), 2, 1);
             let held = Cut { hold: true, ..narrow };
             let ringed = Cut { ring: 2, ..held };
+            // Most of a small share of W on its way before x is there.
+            let early = Cut { ring: 3, row_tiles: 1, ..held };
             let (tall, wide) = (cut(tokens, (1, 16), 4, 1), cut(tokens, (2, 16), 2, 1));
             let (third, deep) = (cut(tokens, (1, 16), 3, 1), cut(tokens, (1, 32), 2, 1));
             let twice = cut(tokens, (1, 16), 2, 2);
@@ -318,6 +320,7 @@ fn cuts(problem: &Problem, limits: &Limits) -> Vec<Cut> {
             } else {
                 // What leaves no plane without a row tile in the last round.
                 let even = match share {
+                    0..4 if limits.bulk && problem.k <= 8192 => early,
                     0..3 if problem.k > 8192 => ringed,
                     0..3 => narrow,
                     _ if share.is_multiple_of(4) && problem.k > 8192 => wide,
@@ -328,7 +331,7 @@ fn cuts(problem: &Problem, limits: &Limits) -> Vec<Cut> {
                     _ => ringed,
                 };
                 let mut cuts = match problem.k {
-                    0..=8192 => vec![even, ringed, tall, narrow, wide, third, deep],
+                    0..=8192 => vec![even, early, ringed, tall, narrow, wide, third, deep],
                     _ => vec![even, ringed, deep, narrow, tall, wide, third],
                 };
                 // What stages x part by part does so anew for every round.

@@ -46,8 +46,9 @@ pub(crate) fn launch(
     let width = width(client, rows, &[(x, dtype.size()), (weight, dtype.size())]);
     let elements = (n - 1) * stride + k;
     if is_tiled(problem, limits) && width == 8 {
-        let form = tiles::Form { blocks: m.next_power_of_two().div_ceil(8), dtype };
-        let cubes = n.div_ceil(tiles::ROWS);
+        let blocks = m.next_power_of_two().div_ceil(8);
+        let form = tiles::Form { blocks, dtype, overlaps: limits.bulk };
+        let cubes = n.div_ceil(form.rows());
         // SAFETY: rows of x stay below m and rows of the weight below n, each read below its k elements; y is written
         // below m · n.
         unsafe {

@@ -1,25 +1,26 @@
-//! On tensor cores, up to 64 rows of x: a cube takes 32 rows of the weight, and reads each byte of it once.
+//! On tensor cores, up to 64 rows of x: a cube takes 32 or 64 rows of the weight, and reads each byte of it once.
 //!
 //! `mma.m16n8k16` wants of a lane four neighbours of k two by two, eight apart. Which columns of k those are is nobody's
 //! business as long as both operands agree: a lane takes eight that lie in 16 bytes, which are two instructions' worth,
 //! and so does the lane that holds the same columns of x. Nothing is staged or shuffled. The planes of a cube take turns
 //! along k, so that together they read a kilobyte of each row: with a plane a row's stretches of 256 bytes and 30 planes
 //! a multiprocessor, 128256 × 4096 came at 2.9 TB/s on an H200 that reads 4.5.
+//!
+//! Every cube reads all of x, from the second cache where it is large: 64 rows of it are twice what 32 rows of the weight
+//! are. So with many rows of x a cube takes twice the rows of the weight.
 
 use crate::{
     Dtype,
-    kernel::ptx::{F4, U4, load_stream_x4, mma},
+    kernel::ptx::{F4, U4, follow, lead, load_stream_x4, mma},
 };
 use cubecl::{ir::ElemType, prelude::*};
 
 /// Planes of a cube.
 pub(super) const PLANES: usize = 4;
-/// Rows of the weight that a cube takes: two tiles.
-pub(super) const ROWS: usize = 32;
 /// Columns that a plane's lanes take at once.
 pub(super) const STEP: usize = 32;
-/// Steps whose weights are asked for at once: 256 bytes a lane.
-const AHEAD: usize = 4;
+/// Rows of x, in eights, from which on a cube takes 64 rows of the weight.
+const MANY: usize = 4;
 
 /// What is compiled in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -27,9 +28,26 @@ pub(crate) struct Form {
     /// Tiles of eight rows of x: those beyond m are computed and not written.
     pub(super) blocks: usize,
     pub(super) dtype: Dtype,
+    /// Of [`follow`].
+    pub(super) overlaps: bool,
 }
 
 impl Form {
+    /// Tiles of 16 rows of the weight that a cube takes.
+    fn tiles(self) -> usize {
+        if self.blocks >= MANY { 4 } else { 2 }
+    }
+
+    /// Rows of the weight that a cube takes.
+    pub(super) fn rows(self) -> usize {
+        16 * self.tiles()
+    }
+
+    /// Steps whose weights are asked for at once: 256 bytes a lane.
+    fn ahead(self) -> usize {
+        8 / self.tiles()
+    }
+
     fn ty(self) -> &'static str {
         if self.dtype == Dtype::BF16 { "bf16" } else { "f16" }
     }
@@ -59,23 +77,26 @@ pub(super) fn tiles<F: Float>(
     let (lane, plane) = (UNIT_POS_X as usize, UNIT_POS_Y as usize);
     let (g, t) = (lane / 4, lane % 4);
     let steps = shape.eighths / 4;
-    let first = CUBE_POS_X as usize * ROWS;
-    let own = comptime!(2 * form.blocks);
+    let first = CUBE_POS_X as usize * comptime!(form.rows());
+    let own = comptime!(form.tiles() * form.blocks);
+    let ahead = comptime!(form.ahead());
     let mut sums = Array::<F4>::new(own);
     #[unroll]
     for i in 0..own {
         sums[i] = F4::new(0.0f32);
     }
-    let mut step = plane * AHEAD;
+    lead(form.overlaps);
+    follow(form.overlaps);
+    let mut step = plane * ahead;
     while step < steps {
-        if step + AHEAD <= steps {
-            add(x, weight, &mut sums, &shape, Place { first, step }, AHEAD, form);
+        if step + ahead <= steps {
+            add(x, weight, &mut sums, &shape, Place { first, step }, ahead, form);
         } else {
             for last in step..steps {
                 add(x, weight, &mut sums, &shape, Place { first, step: last }, 1usize, form);
             }
         }
-        step += comptime!(PLANES * AHEAD);
+        step += comptime!(PLANES * form.ahead());
     }
     // The first plane adds the others' sums, in their order.
     let mut shared = Shared::<[F4]>::new_slice(comptime!((PLANES - 1) * 32 * own));
@@ -97,7 +118,7 @@ pub(super) fn tiles<F: Float>(
         #[unroll]
         for block in 0..comptime!(form.blocks) {
             #[unroll]
-            for i in 0..8usize {
+            for i in 0..comptime!(4 * form.tiles()) {
                 // A sum's elements are two neighbouring tokens of row g, and of row g + 8.
                 let row = first + comptime!(i / 2 * 8) + g;
                 let token = comptime!(8 * block + i % 2) + 2 * t;
@@ -134,15 +155,16 @@ fn add(
     let lane = UNIT_POS_X as usize;
     let (g, t) = (lane / 4, lane % 4);
     let column = 4 * place.step + t;
-    let mut held = Array::<U4>::new(comptime!(4 * ahead));
+    let parts = comptime!(2 * form.tiles());
+    let mut held = Array::<U4>::new(comptime!(parts * ahead));
     #[unroll]
     for i in 0..ahead {
-        // Rows g, g + 8, g + 16 and g + 24: two of each tile.
+        // Rows g, g + 8, g + 16, …: two of each tile.
         #[unroll]
-        for part in 0..4usize {
+        for part in 0..parts {
             let row = min(place.first + comptime!(8 * part) + g, shape.rows - 1);
             let at = 4 * (row * shape.stride + column + comptime!(4 * i));
-            held[comptime!(4 * i + part)] = load_stream_x4(weight, at);
+            held[comptime!(parts * i + part)] = load_stream_x4(weight, at);
         }
     }
     // No load may sink below this: compilers spread them among the products otherwise, six on the way at a time.
@@ -154,9 +176,9 @@ fn add(
             let token = min(comptime!(8 * block) + g, shape.m - 1);
             let values = x[token * shape.eighths + column + comptime!(4 * i)];
             #[unroll]
-            for tile in 0..2usize {
-                let upper = held[comptime!(4 * i + 2 * tile)];
-                let lower = held[comptime!(4 * i + 2 * tile + 1)];
+            for tile in 0..comptime!(form.tiles()) {
+                let upper = held[comptime!(parts * i + 2 * tile)];
+                let lower = held[comptime!(parts * i + 2 * tile + 1)];
                 let at = comptime!(tile * form.blocks + block);
                 #[unroll]
                 for half in 0..2usize {

@@ -45,6 +45,8 @@ pub(super) struct Shape {
     pub(super) gate: Option<Activation>,
     /// Whether rows of x are whole numbers of 16 bytes, which are then copied as they lie.
     pub(super) x_whole: bool,
+    /// Of [`follow`](ptx::follow).
+    pub(super) overlaps: bool,
 }
 
 impl Shape {
@@ -145,6 +147,7 @@ fn launch_product<F: Float + CubeElement, Y: Float + CubeElement>(
 ) {
     let Problem { m, n, k, format: Format { bits, group }, .. } = *problem;
     let through_memory = plan.split > 1 && !plan.cluster;
+    let limits = launch::limits(client);
     let shape = Shape {
         // How many cubes there are is the grid's business, not the kernel's.
         plan: MmaPlan { resident: 0, split: if plan.cluster { plan.split } else { 1 }, ..*plan },
@@ -157,8 +160,9 @@ fn launch_product<F: Float + CubeElement, Y: Float + CubeElement>(
         bias: problem.bias && !through_memory,
         gate: problem.gate.filter(|_| !through_memory),
         x_whole: k.is_multiple_of(8) && operands.x.offset_start.unwrap_or(0).is_multiple_of(16),
+        overlaps: limits.bulk,
     };
-    let cubes = plan.cubes(problem, launch::limits(client).processors) as u32;
+    let cubes = plan.cubes(problem, limits.processors) as u32;
     let x_width = if shape.x_whole { 8 } else { 1 };
     let y_len = if through_memory { plan.split as usize * m * n } else { m * problem.columns() };
     let bias = operands.bias.clone().unwrap_or_else(|| operands.pairs.clone());

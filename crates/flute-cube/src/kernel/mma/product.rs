@@ -3,8 +3,8 @@
 use super::{
     Shape,
     ptx::{
-        F4, U4, after_barrier, await_copies, await_groups, commit_copies, load_matrices, mma,
-        shared_address,
+        F4, U4, after_barrier, await_copies, await_groups, commit_copies, follow, lead,
+        load_matrices, mma, shared_address,
     },
     ring::{Ring, fill, ring, take},
     sums::{Rows, fold_planes, meet, store},
@@ -64,6 +64,7 @@ fn product<F: Float, Y: Float, W: Size>(
     k: u32,
     #[comptime] shape: Shape,
 ) {
+    lead(shape.overlaps);
     let plan = comptime!(shape.plan);
     let row_tiles = comptime!(shape.row_tiles());
     let planes_k = comptime!(shape.planes_k());
@@ -112,10 +113,7 @@ fn product<F: Float, Y: Float, W: Size>(
         k_blocks,
         lane,
     };
-    // All loads before the first store: x, the first words and the table arrive in one latency.
-    let part = Part { m, k, token_first };
-    stage::<F, W>(x, &mut staged, &part, k_first, shape);
-    commit_copies();
+    // All loads before the first store: the first words, the table and x arrive in one latency.
     // SAFETY: addresses of shared memory that lives as long as the kernel.
     let stages_start = unsafe { stages.as_ptr_unchecked() };
     let mut ring = ring(shared_address::<U4>(stages_start), shape);
@@ -136,6 +134,10 @@ fn product<F: Float, Y: Float, W: Size>(
         entries[i] =
             table_vector(pairs, min(at, comptime!(shape.table() - 1)) / 8, comptime!(shape.bits));
     }
+    follow(shape.overlaps);
+    let part = Part { m, k, token_first };
+    stage::<F, W>(x, &mut staged, &part, k_first, shape);
+    commit_copies();
     #[unroll]
     for i in 0..fills {
         let at = UNIT_POS as usize + i * comptime!(shape.units());
@@ -143,7 +145,7 @@ fn product<F: Float, Y: Float, W: Size>(
             table[at] = entries[i];
         }
     }
-    await_groups(comptime!(plan.ring.max(1) - 1));
+    await_copies();
     sync_cube();
     let copy = copy_of(UNIT_POS_X, comptime!(shape.bits));
     // SAFETY: addresses of shared memory that lives as long as the kernel.

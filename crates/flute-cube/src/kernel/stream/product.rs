@@ -7,8 +7,8 @@ use super::{
     Shape,
     chain::{accumulate, finish, issue, settle},
     ring::{
-        self, Ahead, Map, Place, Ring, Source, advance, begin, block_of, bring, first_tile, go_on,
-        init_barriers, more, release, stage_of, wait_full,
+        self, Ahead, Map, Place, Ring, Source, advance, begin, block_of, bring, bring_first,
+        first_tile, go_on, init_barriers, more, release, stage_of, wait_full,
     },
     sums::{Rows, attend_folds, fold},
     weight::{address_of, decode, fill_table, load_codes, load_scales, no_codes},
@@ -16,7 +16,7 @@ use super::{
 use crate::{
     kernel::{
         fragment::copy_of,
-        ptx::{U4, after_barrier, sync_cluster, sync_some},
+        ptx::{U4, after_barrier, follow, lead, sync_cluster, sync_some},
     },
     pack,
 };
@@ -75,6 +75,7 @@ fn product<F: Float, A: Size, P: Size, S: Size, D: Size>(
     narrow: u32,
     #[comptime] shape: Shape,
 ) {
+    lead(true);
     let plan = comptime!(shape.plan);
     let (m, n, k) = (m as usize, n as usize, k as usize);
     let steps = k.div_ceil(comptime!(pack::BLOCK_K * plan.blocks as usize));
@@ -130,14 +131,19 @@ fn product<F: Float, A: Size, P: Size, S: Size, D: Size>(
     }
     // A first copy waits for its descriptor, so nobody waits for one but who brings as a side job, and has to.
     if comptime!(!plan.brings_beside()) {
-        for _stage in 0..comptime!(plan.stages - 2) {
-            if more(&mut ahead, &source) {
-                if brings {
-                    bring(x, words, scales, &mut shared, &full, &ring, &mut ahead, shape);
-                }
-                go_on(&mut ahead, &source, shape);
-            }
-        }
+        bring_first(
+            x,
+            words,
+            scales,
+            &mut shared,
+            &full,
+            &ring,
+            &source,
+            &mut ahead,
+            brings,
+            comptime!(plan.stages - 2),
+            shape,
+        );
     }
     if comptime!(plan.split > 1) {
         sync_cluster();
@@ -146,8 +152,21 @@ fn product<F: Float, A: Size, P: Size, S: Size, D: Size>(
     }
     if comptime!(plan.brings_beside()) {
         if brings {
+            bring_first(
+                x,
+                words,
+                scales,
+                &mut shared,
+                &full,
+                &ring,
+                &source,
+                &mut ahead,
+                true,
+                plan.stages,
+                shape,
+            );
             while more(&mut ahead, &source) {
-                bring(x, words, scales, &mut shared, &full, &ring, &mut ahead, shape);
+                bring(x, words, scales, &mut shared, &full, &ring, &ahead, shape);
                 go_on(&mut ahead, &source, shape);
             }
         }
@@ -158,6 +177,8 @@ fn product<F: Float, A: Size, P: Size, S: Size, D: Size>(
     if works {
         fill_table(pairs, &mut shared, comptime!(shape.table_at() / 16), shape);
         sync_some(comptime!(plan.workers() as u32));
+        // Whoever writes has waited itself.
+        follow(comptime!(plan.brings_beside()));
         multiply::<F, A, P, S, D>(
             x,
             words,
@@ -345,7 +366,7 @@ fn take_turn(
 ) -> usize {
     if more(ahead, source) {
         if asks && turn == 0 {
-            bring(x, words, scales, shared, full, ring, ahead, shape);
+            bring(x, words, scales, shared, full, ring, &*ahead, shape);
         }
         go_on(ahead, source, shape);
     }

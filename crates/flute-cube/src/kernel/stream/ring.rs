@@ -10,10 +10,13 @@
 //! that multiplies it costs every stage some hundred cycles in which three others wait. With many tokens the registers
 //! of such a plane are not to be had: then the warpgroups take turns, two stages less ahead than the ring is long, so
 //! that nobody need wait for those that are not two blocks behind.
+//!
+//! Weights are there before the kernel is, x is what the kernel before it computes: so the first stages get their words
+//! and scales while that one still runs.
 
 use super::Shape;
 use crate::{
-    kernel::ptx::{U4, shared_address},
+    kernel::ptx::{U4, follow, shared_address},
     pack,
 };
 use cubecl::prelude::{barrier::Barrier, *};
@@ -196,7 +199,22 @@ pub(super) fn bring(
     shared: &mut Shared<[U4]>,
     full: &Shared<[Barrier]>,
     ring: &Ring,
-    ahead: &mut Ahead,
+    ahead: &Ahead,
+    #[comptime] shape: Shape,
+) {
+    bring_weights(words, scales, shared, full, ring, ahead, shape);
+    bring_tokens(x, shared, full, ring, ahead, shape);
+}
+
+/// The first half of it, which waits for the place, and can be done before x is there.
+#[cube]
+fn bring_weights(
+    words: &Map,
+    scales: &Map,
+    shared: &mut Shared<[U4]>,
+    full: &Shared<[Barrier]>,
+    ring: &Ring,
+    ahead: &Ahead,
     #[comptime] shape: Shape,
 ) {
     let plan = comptime!(shape.plan);
@@ -217,6 +235,33 @@ pub(super) fn bring(
         let end = at + comptime!(plan.tiles as usize * shape.block_words() / 4);
         let column = (kb * comptime!(shape.block_words())) as i32;
         barrier.tma_load_2d(words, &mut shared[at..end], ahead.tile, column);
+        let apart = (number * comptime!(plan.blocks as usize) + block)
+            * comptime!(shape.block_scales() / 16);
+        let at = comptime!(shape.scales_at() / 16) + apart;
+        let end = at + comptime!(plan.tiles as usize * shape.groups() * 2);
+        let column = scale_column(kb, shape) as i32;
+        barrier.tma_load_2d(scales, &mut shared[at..end], ahead.tile, column);
+    }
+}
+
+/// The second half.
+#[cube]
+fn bring_tokens(
+    x: &Map,
+    shared: &mut Shared<[U4]>,
+    full: &Shared<[Barrier]>,
+    ring: &Ring,
+    ahead: &Ahead,
+    #[comptime] shape: Shape,
+) {
+    let plan = comptime!(shape.plan);
+    let number = ring.number * comptime!(plan.stages as usize) + ahead.place.slot as usize;
+    let barrier = &full[number];
+    let stage = number * comptime!(shape.stage_bytes() / 16);
+    #[unroll]
+    for block in 0..comptime!(plan.blocks as usize) {
+        let first = stage + comptime!(block * shape.block_bytes() / 16);
+        let kb = ahead.step * comptime!(plan.blocks as usize) + block;
         // 128 bytes of a token are eight vectors.
         let panel = comptime!(plan.tokens as usize * 8);
         let (other, end) = (first + panel, first + comptime!(2 * panel));
@@ -224,12 +269,42 @@ pub(super) fn bring(
         barrier.tma_load_2d(x, &mut shared[first..other], ahead.token, column);
         let column = column + comptime!(PANEL as i32);
         barrier.tma_load_2d(x, &mut shared[other..end], ahead.token, column);
-        let apart = (number * comptime!(plan.blocks as usize) + block)
-            * comptime!(shape.block_scales() / 16);
-        let at = comptime!(shape.scales_at() / 16) + apart;
-        let end = at + comptime!(plan.tiles as usize * shape.groups() * 2);
-        let column = scale_column(kb, shape) as i32;
-        barrier.tma_load_2d(scales, &mut shared[at..end], ahead.tile, column);
+    }
+}
+
+/// Brings the first `stages` stages, or all there are, if the unit `brings`: weights while the kernel before this one
+/// runs, x behind [`follow`], where everybody comes by.
+#[cube]
+pub(super) fn bring_first(
+    x: &Map,
+    words: &Map,
+    scales: &Map,
+    shared: &mut Shared<[U4]>,
+    full: &Shared<[Barrier]>,
+    ring: &Ring,
+    source: &Source,
+    ahead: &mut Ahead,
+    brings: bool,
+    #[comptime] stages: u32,
+    #[comptime] shape: Shape,
+) {
+    let mut early = begin(source, shape);
+    for _stage in 0..stages {
+        if more(&mut early, source) {
+            if brings {
+                bring_weights(words, scales, shared, full, ring, &early, shape);
+            }
+            go_on(&mut early, source, shape);
+        }
+    }
+    follow(true);
+    for _stage in 0..stages {
+        if more(ahead, source) {
+            if brings {
+                bring_tokens(x, shared, full, ring, &*ahead, shape);
+            }
+            go_on(ahead, source, shape);
+        }
     }
 }
 

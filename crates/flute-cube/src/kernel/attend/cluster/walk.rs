@@ -14,7 +14,7 @@ use super::{
 };
 use crate::kernel::{
     blocks::block_at,
-    ptx::{F4, U4, await_groups, commit_copies, load_word, shared_address},
+    ptx::{F4, U4, await_groups, commit_copies, follow, lead, load_word, shared_address},
 };
 use cubecl::{ir::ElemType, prelude::*};
 
@@ -63,6 +63,8 @@ pub(super) fn attend(
 ) {
     let mut shared = Shared::<[U4]>::new_aligned_slice(comptime!(form.vectors()), 128usize);
     let base = address_of(&shared);
+    lead(true);
+    follow(true);
     let (mut walk, blocks) = walk(start, table, &shape, form);
     let heads = CUBE_COUNT_Y as usize * comptime!(form.group);
     let queries = loaded(query, heads, form);
@@ -92,13 +94,14 @@ pub(super) fn next<F: Float>(
 ) {
     let mut shared = Shared::<[U4]>::new_aligned_slice(comptime!(form.vectors()), 128usize);
     let base = address_of(&shared);
+    lead(true);
     let (mut walk, blocks) = walk(start, table, &shape, form);
-    let heads = CUBE_COUNT_Y as usize * comptime!(form.group + 2);
-    let mut queries = loaded(qkv, heads, form);
-    // As above.
-    sync_plane();
     open(base, form);
     set_out(&*keys, &*values, table, &blocks, base, &mut walk, &shape, form);
+    // Of what is needed, only q, k and v come from the kernel before this one: see `NextBuffers`.
+    follow(true);
+    let heads = CUBE_COUNT_Y as usize * comptime!(form.group + 2);
+    let mut queries = loaded(qkv, heads, form);
     let raw = asked(qkv, cos, sin, table, &walk, form);
     rotate::<F>(&mut queries, cos, sin, walk.position, form);
     let new = store::<F>(&raw, keys, values, &walk, &shape, form);
