@@ -3,8 +3,11 @@
 //! A logit is compared as an unsigned number that grows with it, in which a NaN is above everything: shading languages
 //! promise nothing about comparing one as a float.
 
-use super::width::width;
-use crate::{Choose, ChooseBuffers, Dtype};
+use super::{
+    ptx::{follow, lead},
+    width::width,
+};
+use crate::{Choose, ChooseBuffers, Dtype, launch};
 use cubecl::{ir::ElemType, prelude::*, server::Handle};
 
 /// Units of a cube.
@@ -20,6 +23,8 @@ pub(crate) struct Form {
     width: usize,
     units: usize,
     dtype: Dtype,
+    /// Of [`follow`].
+    overlaps: bool,
 }
 
 /// Chooses from what `buffers` hold, which were measured for `problem`. Returns the buffer between the two kernels, too.
@@ -28,7 +33,8 @@ pub(crate) fn launch(client: &Client, problem: &Choose, buffers: &ChooseBuffers)
     let ChooseBuffers { logits, tokens, position, chosen } = buffers;
     let most = client.properties().hardware.max_units_per_cube as usize;
     let width = width(client, vocab, &[(logits, dtype.size())]);
-    let form = Form { width, units: 1 << UNITS.min(most).ilog2(), dtype };
+    let overlaps = launch::limits(client).bulk;
+    let form = Form { width, units: 1 << UNITS.min(most).ilog2(), dtype, overlaps };
     let vectors = vocab / width;
     let parts = vectors.div_ceil(form.units).min(MAX_PARTS).min(form.units);
     let best = client.empty(8 * rows * parts);
@@ -74,6 +80,8 @@ fn best_of_share<F: Float, N: Size>(
     #[comptime] form: Form,
     #[define(F)] _dtype: ElemType,
 ) {
+    lead(form.overlaps);
+    follow(form.overlaps);
     let row = CUBE_POS_Y as usize;
     // Below the key of every logit.
     let mut found = Best { key: 0u32, id: 0u32 };
@@ -109,6 +117,8 @@ fn choose(
     advance: i32,
     #[comptime] form: Form,
 ) {
+    lead(form.overlaps);
+    follow(form.overlaps);
     let row = CUBE_POS_Y as usize;
     let mut found = Best { key: 0u32, id: 0u32 };
     if (UNIT_POS as usize) < parts {

@@ -19,6 +19,8 @@ use cubecl::{ir::ElemType, prelude::*};
 pub(super) const PLANES: usize = 4;
 /// Columns that a plane's lanes take at once.
 pub(super) const STEP: usize = 32;
+/// Steps of a plane's turn along k. They decide in which order a row is summed, so they are the same for any rows of x.
+const TURN: usize = 4;
 /// Rows of x, in eights, from which on a cube takes 64 rows of the weight.
 const MANY: usize = 4;
 
@@ -45,7 +47,7 @@ impl Form {
 
     /// Steps whose weights are asked for at once: 256 bytes a lane.
     fn ahead(self) -> usize {
-        8 / self.tiles()
+        2 * TURN / self.tiles()
     }
 
     fn ty(self) -> &'static str {
@@ -87,16 +89,20 @@ pub(super) fn tiles<F: Float>(
     }
     lead(form.overlaps);
     follow(form.overlaps);
-    let mut step = plane * ahead;
+    let mut step = plane * TURN;
     while step < steps {
-        if step + ahead <= steps {
-            add(x, weight, &mut sums, &shape, Place { first, step }, ahead, form);
-        } else {
-            for last in step..steps {
-                add(x, weight, &mut sums, &shape, Place { first, step: last }, 1usize, form);
+        #[unroll]
+        for part in 0..comptime!(TURN / form.ahead()) {
+            let step = step + comptime!(part * form.ahead());
+            if step + ahead <= steps {
+                add(x, weight, &mut sums, &shape, Place { first, step }, ahead, form);
+            } else {
+                for last in step..steps {
+                    add(x, weight, &mut sums, &shape, Place { first, step: last }, 1usize, form);
+                }
             }
         }
-        step += comptime!(PLANES * form.ahead());
+        step += PLANES * TURN;
     }
     // The first plane adds the others' sums, in their order.
     let mut shared = Shared::<[F4]>::new_slice(comptime!((PLANES - 1) * 32 * own));
