@@ -320,7 +320,11 @@ fn cuts(problem: &Problem, limits: &Limits) -> Vec<Cut> {
             } else {
                 // What leaves no plane without a row tile in the last round.
                 let even = match share {
-                    0..4 if limits.bulk && problem.k <= 8192 => early,
+                    3 if problem.k <= 2048 => third,
+                    _ if limits.bulk && problem.k <= 8192 => match share {
+                        4.. if share.is_multiple_of(2) => ringed,
+                        _ => early,
+                    },
                     0..3 if problem.k > 8192 => ringed,
                     0..3 => narrow,
                     _ if share.is_multiple_of(4) && problem.k > 8192 => wide,

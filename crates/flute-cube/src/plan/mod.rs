@@ -44,7 +44,7 @@ impl Plan {
                 return Ok(Self::Dense(plan));
             }
         }
-        if let Some(plan) = streaming.filter(|_| stream::leads(problem)) {
+        if let Some(plan) = streaming.filter(|_| stream::leads(problem, limits)) {
             return Ok(Self::Stream(plan));
         }
         Ok(match MmaPlan::select(problem, limits) {

@@ -81,10 +81,16 @@ const ROWS_OF_WARPGROUP: usize = pack::BLOCK_ROWS * TILES as usize;
 const MOST_TOKENS: usize = 128;
 
 /// Whether this kernel is the faster one for `problem`, as seen on an H200: single planes start sooner and read as fast,
-/// so that up to four rows of x are theirs but where rows of W are long and not too many.
-pub(super) fn leads(problem: &Problem) -> bool {
+/// so that up to four rows of x are theirs but where there are many rows of W, or long ones.
+pub(super) fn leads(problem: &Problem, limits: &Limits) -> bool {
     let Problem { m, n, k, .. } = *problem;
-    m > 4 || k >= 8192 && n <= 32768 && (n >= 8192 || m > 1)
+    // Of the 16 planes that share a row tile, few have something to do at the end of it.
+    let idle = (1..8).contains(&(k.div_ceil(pack::BLOCK_K) % 16));
+    let share = n.div_ceil(pack::BLOCK_ROWS).div_ceil(limits.processors);
+    m > 4
+        || n > 32768
+        || k > 8192 && (n >= 8192 || m > 1)
+        || idle && k > 4096 && share.is_multiple_of(4)
 }
 
 impl StreamPlan {
@@ -118,6 +124,16 @@ impl StreamPlan {
     /// registers and time that the matrix unit wants. Errors double; a product with an identity stays exact.
     pub fn scales_weights(&self) -> bool {
         self.tokens > 32
+    }
+
+    /// Rows of x, of `m`, that come in one copy: all of a tile's, unless the last tile has far fewer.
+    pub(crate) fn piece(&self, m: usize) -> u32 {
+        let rest = (m % self.tokens as usize) as u32;
+        if rest == 0 || 4 * rest >= 3 * self.tokens {
+            self.tokens
+        } else {
+            (self.tokens / 8).max(8)
+        }
     }
 
     /// Bytes of sums that are folded.
@@ -217,25 +233,36 @@ impl StreamPlan {
         let (warpgroups, rings) = (f64::from(self.warpgroups), f64::from(self.warpgroups_k));
         // Of a block, in cycles. Shared memory: words twice, lookups, x once and for each warpgroup.
         let words = 4.0 * f64::from(problem.format.bits.get());
-        let shared = tiles * (34.0 + words) + 2.0 * tokens + 2.0 * warpgroups * tokens;
+        // Where a warpgroup has fewer tiles than others, it waits for them.
+        let uneven = if self.tokens <= 16 && self.tiles > 2 * self.warpgroups {
+            0.2 * f64::from(TILES * self.warpgroups - self.tiles)
+        } else {
+            0.0
+        };
+        let shared = (tiles + uneven) * (34.0 + words) + 2.0 * tokens + 2.0 * warpgroups * tokens;
         let matrix = 4.0 * warpgroups * tokens;
         // What of that is lost where warpgroups wait for each other, and for a short ring.
-        let lost = match (self.warpgroups_k, self.blocks) {
-            (1, _) => 1.3,
-            (2, _) if self.warpgroups == 1 => 1.12,
-            (2, 1) if self.tokens > 16 => 1.3,
-            (2, _) => 1.22,
-            (_, 2) => 1.1,
+        let few = self.tokens <= 16;
+        let lost = match (self.warpgroups, self.warpgroups_k, self.blocks) {
+            (4, 1, _) if few => 1.12,
+            (2, 2, _) if few => 1.04,
+            (1, 4, _) if few => 0.98,
+            (_, 1, _) => 1.3,
+            (1, 2, _) => 1.12,
+            (_, 2, 1) => 1.3,
+            (_, 2, _) => 1.22,
+            (_, _, 2) => 1.1,
             _ => 1.2,
         } * if self.stages * self.blocks < 4 { 1.15 } else { 1.0 };
         // A warpgroup alone takes so long for a block. Planes without a tile leave quarters of a multiprocessor idle.
         let idle = if self.tiles < 3 * self.warpgroups { 1.25 } else { 1.0 };
         let alone = idle * (620.0 + 5.0 * tokens);
         let step = alone.max(lost * rings * matrix.max(idle * shared));
-        let fold = if self.shares() > 1 { 0.1 * self.shares() as f64 } else { 0.0 };
+        let fold = if self.shares() > 1 && !few { 0.1 * self.shares() as f64 } else { 0.0 };
         let cluster = match self.split {
             1 => 0.0,
             2 => 0.8,
+            4 if few => 2.0,
             4 => 3.0,
             _ => 5.0,
         };

@@ -45,6 +45,8 @@ struct Shape {
     y_pairs: bool,
     /// See [`StreamPlan::ends`].
     ends: bool,
+    /// Rows of x that come in one copy.
+    piece: u32,
     /// Whether some blocks of rows are for fewer warpgroups than a cube has: see [`StreamPlan::cut`].
     narrows: bool,
 }
@@ -79,10 +81,15 @@ impl Shape {
     fn block_scales(self) -> usize {
         self.sizes().scales_apart()
     }
-    /// Bytes that tensor copies write into a stage.
-    fn copied_bytes(self) -> usize {
+    /// Bytes of words and scales that tensor copies write into a stage.
+    fn copied_weights(self) -> usize {
         let sizes = self.sizes();
-        self.plan.blocks as usize * (sizes.tokens() + sizes.words() + sizes.scales())
+        self.plan.blocks as usize * (sizes.words() + sizes.scales())
+    }
+    /// And of a piece of x.
+    fn copied_piece(self) -> usize {
+        self.plan.blocks as usize * self.sizes().tokens() * self.piece as usize
+            / self.plan.tokens as usize
     }
     fn table_at(self) -> usize {
         let rings = self.sizes().rings();
@@ -148,6 +155,7 @@ fn launch_in<F: Float + CubeElement>(
     let cut = plan.cut(problem, processors);
     let shape = Shape {
         plan: *plan,
+        piece: plan.piece(m),
         narrows: cut.narrow > 0,
         ends: plan.ends(problem, processors),
         bits: bits.get(),
@@ -178,7 +186,7 @@ fn launch_in<F: Float + CubeElement>(
     let x = map(
         &x,
         [m, k.next_multiple_of(8) / 2],
-        [plan.tokens as usize, ring::PANEL],
+        [shape.piece as usize, ring::PANEL],
         TensorMapSwizzle::B128,
     );
     let part = [plan.tiles as usize, shape.block_words()];
