@@ -232,18 +232,6 @@ pub(in crate::kernel) fn copy_stream_ahead<T: CubePrimitive>(
     );
 }
 
-/// Asks for `bytes` bytes from the place `at` on, both multiples of 16 bytes, to come into the second cache. Compute
-/// capability 9.0 on.
-#[cube]
-pub(in crate::kernel) fn prefetch<T: CubePrimitive>(source: &[T], at: usize, bytes: u32) {
-    // SAFETY: the caller's index; the kernel's launch measured the buffer.
-    let pointer = unsafe { source[at..].as_ptr_unchecked() };
-    gpu_asm!(
-        "cp.async.bulk.prefetch.L2.global [{p}], {n};",
-        p = in(_) pointer, n = in(_) u32::reinterpret(bytes),
-    );
-}
-
 /// Ends a group of the unit's copies.
 #[cube]
 pub(in crate::kernel) fn commit_copies() {

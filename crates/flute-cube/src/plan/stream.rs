@@ -126,14 +126,12 @@ impl StreamPlan {
         self.tokens > 32
     }
 
-    /// Rows of x, of `m`, that come in one copy: all of a tile's, unless the last tile has far fewer.
+    /// Rows of x, of `m`, that come in one copy: all of a tile's, unless the last tile has far fewer, and a plane does
+    /// nothing but ask for copies.
     pub(crate) fn piece(&self, m: usize) -> u32 {
         let rest = (m % self.tokens as usize) as u32;
-        if rest == 0 || 4 * rest >= 3 * self.tokens {
-            self.tokens
-        } else {
-            (self.tokens / 8).max(8)
-        }
+        let most = rest == 0 || 4 * rest >= 3 * self.tokens;
+        if most || !self.brings_beside() { self.tokens } else { (self.tokens / 8).max(8) }
     }
 
     /// Bytes of sums that are folded.

@@ -47,8 +47,6 @@ pub(super) struct Shape {
     pub(super) x_whole: bool,
     /// Of [`follow`](ptx::follow).
     pub(super) overlaps: bool,
-    /// Bytes.
-    pub(super) foreseen: u32,
 }
 
 impl Shape {
@@ -163,7 +161,6 @@ fn launch_product<F: Float + CubeElement, Y: Float + CubeElement>(
         gate: problem.gate.filter(|_| !through_memory),
         x_whole: k.is_multiple_of(8) && operands.x.offset_start.unwrap_or(0).is_multiple_of(16),
         overlaps: limits.bulk,
-        foreseen: std::env::var("FORESEE").ok().and_then(|v| v.parse().ok()).unwrap_or(0),
     };
     let cubes = plan.cubes(problem, limits.processors) as u32;
     let x_width = if shape.x_whole { 8 } else { 1 };

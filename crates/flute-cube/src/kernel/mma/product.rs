@@ -4,7 +4,7 @@ use super::{
     Shape,
     ptx::{
         F4, U4, after_barrier, await_copies, await_groups, commit_copies, follow, lead,
-        load_matrices, mma, prefetch, shared_address,
+        load_matrices, mma, shared_address,
     },
     ring::{Ring, fill, ring, take},
     sums::{Rows, fold_planes, meet, store},
@@ -134,11 +134,6 @@ fn product<F: Float, Y: Float, W: Size>(
         entries[i] =
             table_vector(pairs, min(at, comptime!(shape.table() - 1)) / 8, comptime!(shape.bits));
     }
-    if comptime!(shape.overlaps && shape.foreseen > 0 && !plan.cluster) {
-        if split == 1 {
-            foresee(words, first, end, k_blocks, shape);
-        }
-    }
     follow(shape.overlaps);
     let part = Part { m, k, token_first };
     stage::<F, W>(x, &mut staged, &part, k_first, shape);
@@ -238,22 +233,6 @@ fn product<F: Float, Y: Float, W: Size>(
             }
         }
         row_tile = next_tile;
-    }
-}
-
-/// Asks for the first of the cube's words to come into the second cache, while memory would rest: its row tiles lie one
-/// behind the other.
-#[cube]
-fn foresee(words: &[u32], first: usize, end: usize, k_blocks: usize, #[comptime] shape: Shape) {
-    const PIECE: usize = 4096;
-    if UNIT_POS == comptime!(shape.units() as u32 - 1) {
-        let tile = k_blocks * comptime!(32 * shape.words());
-        let last = first * tile + min((end - first) * tile, comptime!(shape.foreseen as usize / 4));
-        let mut at = first * tile;
-        while at < last {
-            prefetch(words, at, (min(PIECE, last - at) * 4) as u32);
-            at += PIECE;
-        }
     }
 }
 
