@@ -1,7 +1,9 @@
 //! Plans of devices that need not be here: plain data, so they can be asked for anywhere.
 
 use crate::case::{BITS, GROUPS, ROWS, SHAPES};
-use flute_cube::{Dtype, Error, Format, Limits, Plan, PortablePlan, Problem, StreamPlan};
+use flute_cube::{
+    Bits, Dtype, Error, Format, Group, Limits, Plan, PortablePlan, Problem, StreamPlan,
+};
 use std::collections::HashSet;
 
 /// GPUs with and without tensor cores, large and small.
@@ -173,4 +175,43 @@ fn one_row_takes_a_table_in_f32_where_a_cube_has_48_kilobytes() {
             assert!((rounds as usize) <= blocks.next_power_of_two(), "{plan} for k = {k}");
         }
     }
+}
+
+/// What an H200 took for the products of LLaMA-3 and Gemma-2, plan by plan: of each the three fastest, and what was the
+/// planner's choice then.
+const SEEN: &str = include_str!("../../docs/perf/h200-all-shapes-w4g128-f16.txt");
+
+#[test]
+fn the_planner_s_choice_is_within_a_tenth_of_the_fastest_plan_that_was_seen() {
+    let limits = Limits::nvidia("H200", 132, 227);
+    let format = Format { bits: Bits::Four, group: Group::Size(128) };
+    let mut lines = SEEN.lines().peekable();
+    let (mut known, mut unseen) = (0, vec![]);
+    while let Some(head) = lines.next() {
+        let number = |name: &str| -> usize {
+            let word = head.split_whitespace().find_map(|word| word.strip_prefix(name));
+            word.and_then(|word| word.parse().ok()).expect("a number")
+        };
+        let (n, k, m) = (number("n="), number("k="), number("m="));
+        let problem = Problem { m, n, k, format, dtype: Dtype::F16, bias: false, gate: None };
+        let choice = Plan::select(&problem, &limits).expect("a plan").to_string();
+        let (mut fastest, mut chosen) = (f64::INFINITY, None);
+        while let Some(line) = lines.next_if(|line| !line.starts_with("n=")) {
+            let (time, plan) = line.split_once(" µs").expect("a time");
+            let time: f64 = time.trim().parse().expect("microseconds");
+            fastest = fastest.min(time);
+            if plan.contains(&choice) {
+                chosen = Some(time);
+            }
+        }
+        match chosen {
+            Some(time) => {
+                known += 1;
+                assert!(time <= 1.1 * fastest, "{problem:?}: {choice}: {time}, not {fastest} µs");
+            }
+            None => unseen.push(format!("{n} x {k}, {m} rows: {choice}")),
+        }
+    }
+    println!("{known} choices were seen; not among the fastest: {unseen:?}");
+    assert!(known >= 100 && unseen.len() <= 2, "{unseen:?}");
 }

@@ -320,7 +320,8 @@ fn cuts(problem: &Problem, limits: &Limits) -> Vec<Cut> {
             } else {
                 // What leaves no plane without a row tile in the last round.
                 let even = match share {
-                    3 if problem.k <= 2048 => third,
+                    // A step of k for each plane: three tiles side by side wait for memory once.
+                    3 if (1025..=2048).contains(&problem.k) => third,
                     _ if limits.bulk && problem.k <= 8192 => match share {
                         4.. if share.is_multiple_of(2) => ringed,
                         _ => early,
