@@ -4,7 +4,7 @@
 //! promise nothing about comparing one as a float.
 
 use super::{
-    ptx::{follow, lead},
+    overlap::{follow, lead},
     width::width,
 };
 use crate::{Choose, ChooseBuffers, Dtype, launch};

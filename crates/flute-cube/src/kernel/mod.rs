@@ -11,6 +11,7 @@ pub(crate) mod gemv;
 pub(crate) mod hadamard;
 pub(crate) mod mma;
 pub(crate) mod norm;
+mod overlap;
 mod padded;
 pub(crate) mod portable;
 pub(crate) mod prompt;

@@ -1,7 +1,8 @@
 //! RMS norms, with or without a residual: a cube takes a row, reads it once and keeps it in registers.
 
 use super::{
-    ptx::{follow, lead, load_x4},
+    overlap::{follow, lead},
+    ptx::load_x4,
     sum::{Team, cube_sum},
     width::width,
 };

@@ -18,26 +18,6 @@ pub(in crate::kernel) fn shared_address<T: CubePrimitive>(pointer: *const T) -> 
     address
 }
 
-/// Lets the next kernel of a recording begin, as soon as all cubes of this one have come here. First of all: it takes the
-/// room that this one leaves, brings what it can, and waits in [`follow`].
-#[cube]
-pub(in crate::kernel) fn lead(#[comptime] overlaps: bool) {
-    if comptime!(overlaps) {
-        gpu_asm!("griddepcontrol.launch_dependents;");
-    }
-}
-
-/// Waits until the kernel before this one is over, and so all before that, and what they wrote is seen. Ahead of this a
-/// kernel reads what no kernel of its recording writes, weights, tables and gains, and writes nothing.
-///
-/// Compute capability 9.0 on; before that kernels run one behind the other, and so do those launched one by one.
-#[cube]
-pub(in crate::kernel) fn follow(#[comptime] overlaps: bool) {
-    if comptime!(overlaps) {
-        gpu_asm!("griddepcontrol.wait;");
-    }
-}
-
 /// `value`, computed after the last barrier: what depends on it cannot be moved before.
 #[cube]
 pub(in crate::kernel) fn after_barrier(value: u32) -> u32 {

@@ -11,7 +11,10 @@
 
 use crate::{
     Dtype,
-    kernel::ptx::{F4, U4, follow, lead, load_stream_x4, mma},
+    kernel::{
+        overlap::{follow, lead},
+        ptx::{F4, U4, load_stream_x4, mma},
+    },
 };
 use cubecl::{ir::ElemType, prelude::*};
 

@@ -45,7 +45,7 @@ pub(super) struct Shape {
     pub(super) gate: Option<Activation>,
     /// Whether rows of x are whole numbers of 16 bytes, which are then copied as they lie.
     pub(super) x_whole: bool,
-    /// Of [`follow`](ptx::follow).
+    /// Of [`follow`](super::overlap::follow).
     pub(super) overlaps: bool,
 }
 

@@ -3,8 +3,8 @@
 use super::{
     Shape,
     ptx::{
-        F4, U4, after_barrier, await_copies, await_groups, commit_copies, follow, lead,
-        load_matrices, mma, shared_address,
+        F4, U4, after_barrier, await_copies, await_groups, commit_copies, load_matrices, mma,
+        shared_address,
     },
     ring::{Ring, fill, ring, take},
     sums::{Rows, fold_planes, meet, store},
@@ -12,7 +12,10 @@ use super::{
     weight::{Place, load},
 };
 use crate::{
-    kernel::fragment::{copy_of, fragment, table_vector},
+    kernel::{
+        fragment::{copy_of, fragment, table_vector},
+        overlap::{follow, lead},
+    },
     pack,
 };
 use cubecl::prelude::*;

@@ -16,7 +16,8 @@ use super::{
 use crate::{
     kernel::{
         fragment::copy_of,
-        ptx::{U4, after_barrier, follow, lead, sync_cluster, sync_some},
+        overlap::{follow, lead},
+        ptx::{U4, after_barrier, sync_cluster, sync_some},
     },
     pack,
 };

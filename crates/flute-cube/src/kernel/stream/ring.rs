@@ -17,7 +17,10 @@
 
 use super::Shape;
 use crate::{
-    kernel::ptx::{U4, follow, shared_address},
+    kernel::{
+        overlap::follow,
+        ptx::{U4, shared_address},
+    },
     pack,
 };
 use cubecl::prelude::{barrier::Barrier, *};

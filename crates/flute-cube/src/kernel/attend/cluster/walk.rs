@@ -14,7 +14,8 @@ use super::{
 };
 use crate::kernel::{
     blocks::block_at,
-    ptx::{F4, U4, await_groups, commit_copies, follow, lead, load_word, shared_address},
+    overlap::{follow, lead},
+    ptx::{F4, U4, await_groups, commit_copies, load_word, shared_address},
 };
 use cubecl::{ir::ElemType, prelude::*};
 
