@@ -17,7 +17,7 @@ use flute_cube::{
     measure::{self, Workload},
 };
 use serde::Serialize;
-use std::{fs, path::Path, time::Instant};
+use std::{fs, path::Path, thread::sleep, time::Instant};
 
 /// The largest result that is looked at.
 const SEEN_BYTES: usize = 64 << 20;
@@ -119,6 +119,8 @@ fn shape(
         let mut failures = vec![];
         let seen = m * n * dtype.size() <= SEEN_BYTES;
         let mut time = |plan: &Plan| {
+            // As before each dense product: a device that comes from work is slower than one that comes from a pause.
+            sleep(options.pause);
             let timed = caught(|| match seen {
                 true => right(workload.time(plan)?),
                 false => Ok(workload.time_unseen(plan)?.median),
