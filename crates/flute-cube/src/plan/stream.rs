@@ -89,7 +89,8 @@ pub(super) fn leads(problem: &Problem, limits: &Limits) -> bool {
     let share = n.div_ceil(pack::BLOCK_ROWS).div_ceil(limits.processors);
     m > 4
         || n > 32768
-        || k > 8192 && (n >= 8192 || m > 1)
+        || m > 1 && k >= 8192
+        || n >= 8192 && k > 8192
         || idle && k > 4096 && share.is_multiple_of(4)
 }
 

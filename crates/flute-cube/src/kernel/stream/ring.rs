@@ -285,18 +285,18 @@ fn bring_tokens(
                 // 128 bytes of a token are eight vectors.
                 let at = first + comptime!((8 * piece * shape.piece) as usize);
                 let other = at + comptime!(8 * plan.tokens as usize);
-                let end = comptime!(8 * shape.piece as usize);
+                let len = comptime!(8 * shape.piece as usize);
                 let token = ahead.token + comptime!((piece * shape.piece) as i32);
-                barrier.tma_load_2d(x, &mut shared[at..at + end], token, column);
+                barrier.tma_load_2d(x, &mut shared[at..at + len], token, column);
                 let column = column + comptime!(PANEL as i32);
-                barrier.tma_load_2d(x, &mut shared[other..other + end], token, column);
+                barrier.tma_load_2d(x, &mut shared[other..other + len], token, column);
             }
         }
     }
 }
 
 /// Brings the first `stages` stages, or all there are, if the unit `brings`: weights while the kernel before this one
-/// runs, x behind [`follow`], where everybody comes by.
+/// runs, x once it is over. Whoever calls this has waited for that.
 #[cube]
 pub(super) fn bring_first(
     x: &Map,
