@@ -601,9 +601,16 @@ impl CudaContext {
 /// a first cache: two such kernels share a multiprocessor only if they agree. Those with less read through the cache.
 const MUCH_SHARED: usize = 1 << 16;
 
+/// OVERLAP: The first driver whose graphs have programmatic edges: CUDA 12.3.
+const OVERLAPS_FROM: i32 = 12030;
+
 /// OVERLAP: `CUBECL_CUDA_OVERLAP=0` records every kernel behind the whole of the one before it, to compare.
 static OVERLAP: std::sync::LazyLock<bool> = std::sync::LazyLock::new(|| {
-    std::env::var_os("CUBECL_CUDA_OVERLAP").is_none_or(|value| value != "0")
+    let mut driver = 0;
+    // SAFETY: the call writes one integer.
+    let known = unsafe { cudarc::driver::sys::cuDriverGetVersion(&mut driver) }.result().is_ok();
+    let wanted = std::env::var_os("CUBECL_CUDA_OVERLAP").is_none_or(|value| value != "0");
+    wanted && known && driver >= OVERLAPS_FROM
 });
 
 /// OVERLAP: launches a kernel that may begin as soon as every cube of the one before it has asked for that or ended
