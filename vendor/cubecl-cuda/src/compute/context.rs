@@ -475,6 +475,7 @@ impl CudaContext {
         io: Option<Arc<[BufferIOAttr]>>,
     ) -> Result<(), CompilationError> {
         dump_ptx(&kernel_id, &ptx);
+        // OVERLAP: see `CudaCompiledKernel::waits`.
         // SAFETY: the PTX handed to the driver is a null-terminated C string.
         let waits = unsafe { CStr::from_ptr(ptx.as_ptr()) }
             .to_bytes()
@@ -503,6 +504,7 @@ impl CudaContext {
         };
 
         if waits && shared_mem_bytes >= MUCH_SHARED {
+            // OVERLAP: see `MUCH_SHARED`.
             // SAFETY: `func` is a valid function handle; the attribute is a hint.
             unsafe {
                 cudarc::driver::result::function::set_function_attribute(
