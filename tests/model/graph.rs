@@ -37,10 +37,12 @@ fn decoding(model: &Model, batch: usize, steps: usize, graph: bool) -> Result<De
     Ok(Decoding::new(model, first.tokens, cache, graph)?)
 }
 
-/// The tokens of `steps` steps, one by one and with a graph where the device has graphs.
+/// The tokens of `steps` steps, launched one by one and with a graph where the device has graphs, which must not depend
+/// on whether steps run ahead.
 fn both(model: &Model, batch: usize, steps: usize) -> Result<[Vec<Vec<u32>>; 2]> {
-    let run = |graph: bool| -> Result<Vec<Vec<u32>>> {
-        let mut decoding = decoding(model, batch, steps, graph)?;
+    let run = |graph: bool, ahead: bool| -> Result<Vec<Vec<u32>>> {
+        let decoding = decoding(model, batch, steps, graph)?;
+        let mut decoding = if ahead { decoding.run_ahead() } else { decoding };
         let tokens: Vec<_> =
             (0..steps).map(|_| Ok(decoding.likeliest()?)).collect::<Result<_>>()?;
         let kernels = device::client(model.device()).is_some();
@@ -50,7 +52,9 @@ fn both(model: &Model, batch: usize, steps: usize) -> Result<[Vec<Vec<u32>>; 2]>
         ensure!(matches!(full, Err(Error::PromptTooLong { .. })), "{full:?}");
         Ok(tokens)
     };
-    Ok([run(false)?, run(true)?])
+    let [plain, graph, ahead] = [run(false, true)?, run(true, false)?, run(true, true)?];
+    ensure!(graph == ahead, "{graph:?} and {ahead:?}");
+    Ok([plain, graph])
 }
 
 #[test]
@@ -148,7 +152,7 @@ fn a_decoding_that_goes_to_another_thread_and_back_goes_on_with_the_same_tokens(
     let Some(device) = kernel_device()? else { return Ok(()) };
     let model = noise(device)?;
     let [plain, _] = both(&model, 2, 30)?;
-    let mut moved = decoding(&model, 2, 30, true)?;
+    let mut moved = decoding(&model, 2, 30, true)?.run_ahead();
     let mut tokens: Vec<Vec<u32>> =
         (0..10).map(|_| Ok(moved.likeliest()?)).collect::<Result<_>>()?;
     ensure!(moved.is_graph());
@@ -165,6 +169,46 @@ fn a_decoding_that_goes_to_another_thread_and_back_goes_on_with_the_same_tokens(
     }
     ensure!(moved.is_graph(), "no step was recorded back home");
     ensure!(tokens == plain);
+    Ok(())
+}
+
+#[test]
+fn a_step_ahead_is_taken_back_for_whoever_does_something_else_between_two_steps() -> Result<()> {
+    let Some(device) = kernel_device()? else { return Ok(()) };
+    let model = noise(device)?;
+    let run = |ahead: bool| -> Result<(Vec<u32>, Vec<f32>)> {
+        let decoding = decoding(&model, 2, 40, true)?;
+        let mut decoding = if ahead { decoding.run_ahead() } else { decoding };
+        let (mut tokens, mut logits) = (vec![], vec![]);
+        let mut steps = |decoding: &mut Decoding<'_>, count: usize| -> Result<()> {
+            (0..count).try_for_each(|_| Ok(tokens.extend(decoding.likeliest()?)))
+        };
+        steps(&mut decoding, 8)?;
+        ensure!(decoding.is_graph() && decoding.computed() == 7 + 8);
+        decoding.put(&[11, 1234])?;
+        steps(&mut decoding, 3)?;
+        logits.extend(decoding.logits()?);
+        steps(&mut decoding, 3)?;
+        decoding.rewind(12)?;
+        steps(&mut decoding, 3)?;
+        logits.extend(decoding.logits()?);
+        decoding.release(1)?;
+        steps(&mut decoding, 2)?;
+        let admitted = decoding.admit(&[5, 4, 3, 2], 40)?;
+        ensure!(admitted.row == 1);
+        steps(&mut decoding, 4)?;
+        ensure!(decoding.is_graph() && decoding.computed() == 12 + 3 + 1 + 2 + 4);
+        Ok((tokens, logits))
+    };
+    let (one, other) = (run(false)?, run(true)?);
+    // While its row had no sequence, what is said of it means nothing.
+    let free = 2 * (8 + 3 + 3 + 3)..2 * (8 + 3 + 3 + 3 + 2);
+    let heard = |tokens: Vec<u32>| -> Vec<u32> {
+        let counts = |at: &usize| !(free.contains(at) && at % 2 == 1);
+        (0..tokens.len()).filter(counts).map(|at| tokens[at]).collect()
+    };
+    ensure!(one.1 == other.1);
+    ensure!(heard(one.0) == heard(other.0));
     Ok(())
 }
 
@@ -194,7 +238,7 @@ fn replayed_steps_neither_drift_nor_leak() -> Result<()> {
     let Some(device) = kernel_device()? else { return Ok(()) };
     let model = noise(device)?;
     let steps = 50;
-    let mut decoding = decoding(&model, 1, steps + BEFORE, true)?;
+    let mut decoding = decoding(&model, 1, steps + BEFORE, true)?.run_ahead();
     for _ in 0..BEFORE {
         decoding.likeliest()?;
     }

@@ -149,7 +149,7 @@ fn a_batch_that_was_read_lets_others_take_the_place_of_those_that_end() -> Resul
         ensure!(cache.pool().free() == 0 && cache.pool().blocks() == 6);
         let first: Vec<i32> = next.clone().try_into_vec_as()?;
         let mut texts: Vec<Vec<u32>> = first.iter().map(|id| vec![*id as u32]).collect();
-        let mut decoding = Decoding::new(&model, next, cache, true)?;
+        let mut decoding = Decoding::new(&model, next, cache, true)?.run_ahead();
         let step = |decoding: &mut Decoding<'_>, texts: &mut Vec<Vec<u32>>| -> Result<()> {
             let ids = decoding.likeliest()?;
             texts.iter_mut().zip(ids).for_each(|(text, id)| text.push(id));

@@ -1,9 +1,10 @@
 //! The speed of a model, and what bounds it.
 //!
 //! Decoding reads every weight once a step, so no device is faster than those bytes at the rate at which it reads; that
-//! floor is computed from a rate measured in the same run. A step is measured as a user sees it: tokens go in, the
-//! likeliest next ones come back to the host, and the first steps, in which kernels are compiled and a step is recorded,
-//! are left out. Where steps are replayed, steps that the host launches are measured beside them.
+//! floor is computed from a rate measured in the same run. A step is measured as a user of [`generate`] sees it: tokens
+//! go in, the likeliest next ones come back to the host while the step behind them runs. The first steps, in which
+//! kernels are compiled and a step is recorded, are left out. Where steps are replayed, steps that the host launches are
+//! measured beside them.
 //! The context that steps look back at is noise: what is read does not depend on it. Refused: a context or a prompt
 //! beyond that of the model, counts of zero.
 
@@ -141,7 +142,7 @@ fn decode(model: &Model, options: &BenchOptions) -> Result<Steps> {
     let BenchOptions { batch, context, tokens, graph, .. } = *options;
     let cache = model.noise_cache(batch, context + WARM_UP + tokens, context)?;
     let first = model.tokens(&ids(model, batch), batch)?;
-    let mut decoding = Decoding::new(model, first, cache, graph)?;
+    let mut decoding = Decoding::new(model, first, cache, graph)?.run_ahead();
     let mut seconds = Vec::with_capacity(tokens);
     for step in 0..WARM_UP + tokens {
         let start = Instant::now();

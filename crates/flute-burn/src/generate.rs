@@ -195,7 +195,10 @@ impl Generation<'_> {
             let id = self.sampler.sample(&likeliest.logits()?)?;
             (id, model.tokens(&[id], 1)?)
         };
-        self.decoding = Some(Decoding::new(model, tokens, cache, self.graph)?);
+        let decoding = Decoding::new(model, tokens, cache, self.graph)?;
+        // Drawn tokens are put between two steps.
+        let ahead = self.sampler.is_greedy();
+        self.decoding = Some(if ahead { decoding.run_ahead() } else { decoding });
         Ok(id)
     }
 }

@@ -55,7 +55,7 @@
 //! - [`sensitivity`]: how much each layer of a model matters.
 //! - [`hadamard`]: the rotation that some weights need of their activations.
 //! - [`fused`]: what a decoding model does between its products, in one launch each.
-//! - [`mod@choose`]: the likeliest token, put where the next step reads it.
+//! - [`mod@choose`]: the likeliest token, put where the next step reads it; [`mod@lend`]: its buffer, for the host.
 //! - [`checkpoint`]: reading and writing model directories, and converting dense ones.
 //! - [`model`]: LLaMA, its kin and Gemma-2, and the cache of a sequence.
 //! - [`text`]: tokenizer, incremental detokenizer, chat template.
@@ -91,6 +91,7 @@ pub mod fused;
 pub mod generate;
 pub mod hadamard;
 pub mod learn;
+pub mod lend;
 pub mod linear;
 pub mod model;
 pub mod module;

@@ -13,14 +13,17 @@
 //! cache; the tokens are the same. Sequences may come and go between steps, see [`Decoding::admit`].
 
 mod admission;
+mod ahead;
 
 pub use admission::Admitted;
 
-use super::greedy::{Likeliest, floats, ids};
+use super::greedy::{Likeliest, finite_ids, floats, ids};
 use super::{Cache, Model};
 use crate::choose::put;
 use crate::device::{self, kernel_dtype};
 use crate::error::{Error, Result};
+use crate::lend::{Lent, lend};
+use ahead::Ahead;
 use burn::backend::{Backend, Dispatch, DispatchGraph, StreamId};
 use burn::tensor::{DType, Int, Tensor};
 use flute_cube::{Attend, CACHE_BLOCK, Limits, Rotate};
@@ -37,39 +40,44 @@ const WORTH: usize = 4;
 #[derive(Debug)]
 pub struct Decoding<'m> {
     // Before what it reads and writes, so that it is gone before that is.
-    way: Way,
+    way: Way<'m>,
     model: &'m Model,
     /// `[batch, 1]`: what the next step computes.
     tokens: Tensor<2, Int>,
     /// In the place of the tokens while they are written: taking a tensor away leaves another one.
     none: Tensor<2, Int>,
     cache: Cache,
+    /// See [`Decoding::run_ahead`].
+    runs_ahead: bool,
 }
 
 /// How the next step is computed.
 #[derive(Debug)]
-enum Way {
+enum Way<'m> {
     /// As it comes; so many steps have been.
     Plain(usize),
     /// As it comes, for good.
     Never,
     /// By replaying a step.
-    Replay(Box<Recording>),
+    Replay(Box<Recording<'m>>),
     /// Not at all: recording a step failed, and the device refuses what that step would have written.
     Lost(String),
 }
 
 /// A recorded step.
 #[derive(Debug)]
-struct Recording {
+struct Recording<'m> {
     graph: DispatchGraph,
     /// That on which it was recorded and is replayed.
     stream: StreamId,
     /// What every replay writes, beside tokens and cache.
     chosen: Tensor<2>,
     logits: Tensor<2>,
+    /// The buffer of `chosen`.
+    lent: Lent,
     /// Whether a replay was seen to write where it reads.
     checked: bool,
+    ahead: Option<Ahead<'m>>,
 }
 
 impl<'m> Decoding<'m> {
@@ -91,7 +99,7 @@ impl<'m> Decoding<'m> {
         }
         let way = if graph && reads_nothing(model, &cache) { Way::Plain(0) } else { Way::Never };
         let none = Tensor::zeros([1, 1], (model.device(), DType::I32));
-        Ok(Self { way, model, tokens, none, cache })
+        Ok(Self { way, model, tokens, none, cache, runs_ahead: false })
     }
 
     /// Computes a step and returns the likeliest next token of each sequence, which the next step computes; that of a row
@@ -102,7 +110,10 @@ impl<'m> Decoding<'m> {
     /// [`Error::DeviceFailed`]; [`Error::NotRecorded`] once recording a step has failed: this cache is lost then.
     pub fn likeliest(&mut self) -> Result<Vec<u32>> {
         let taken = self.cache.taken();
-        self.advance(|chosen, _| ids(chosen, |row| taken[row]))
+        match self.likeliest_ahead()? {
+            Some(chosen) => finite_ids(&chosen, |row| taken[row]),
+            None => self.advance(|chosen, _| ids(chosen, |row| taken[row])),
+        }
     }
 
     /// Computes a step and returns the logits `[batch, vocab]` of the next token, row by row. The next step computes the
@@ -125,7 +136,7 @@ impl<'m> Decoding<'m> {
             let (found, needed) = (found.to_string(), batch.to_string());
             return Err(Error::InvalidOption { name: "the number of tokens", found, needed });
         }
-        self.follow_thread();
+        self.settle();
         self.place(ids.iter().map(|id| *id as i32).collect());
         Ok(())
     }
@@ -140,7 +151,7 @@ impl<'m> Decoding<'m> {
             let (found, needed) = (len.to_string(), format!("at most {shortest}"));
             return Err(Error::InvalidOption { name: "the tokens to keep", found, needed });
         }
-        self.follow_thread();
+        self.settle();
         self.cache.rewind(vec![len; self.cache.batch()]);
         Ok(())
     }
@@ -158,7 +169,7 @@ impl<'m> Decoding<'m> {
     /// Computes a step, of whose choice and logits `read` takes to the host what it wants.
     fn advance<T>(&mut self, read: impl Fn(&Tensor<2>, &Tensor<2>) -> Result<T>) -> Result<T> {
         self.cache.admit(self.tokens.dims())?;
-        self.follow_thread();
+        self.settle();
         let left = self.cache.capacity() - self.cache.len();
         let records = left > WORTH && self.is_home();
         match &mut self.way {
@@ -167,24 +178,7 @@ impl<'m> Decoding<'m> {
                 Err(Error::NotRecorded { device, reason: reason.clone() })
             }
             Way::Replay(recording) => {
-                let device = self.model.device();
-                // SAFETY: a replay runs the recorded kernels again on the buffers that they were recorded with.
-                // Those are alive: the weights belong to the model, which is borrowed for as long as this decoding
-                // lives and cannot change; tokens, position, table, keys, values and rotations are in `self.tokens` and
-                // `self.cache`, what is read afterwards is in `recording`; and of what a step makes and drops, CubeCL
-                // keeps the pages that a recording touched out of every other use while the graph lives. Nobody else
-                // touches what is written: all of it is in private fields of this type, which are never lent or cloned
-                // (`Decoding::record` makes sure that the buffers have one owner; while `Decoding::admit` reads a
-                // prompt, a cache of its own has keys and values, and gives them back), and `&mut self` allows one
-                // caller at a time. Tokens, positions and table are written, and choices and logits read, on the stream of the
-                // recording: `follow_thread` gives the recording up when the caller's stream is another one.
-                #[expect(unsafe_code, reason = "the one place: Burn cannot know the above")]
-                let replayed =
-                    unsafe { Dispatch::graph_replay(device.as_dispatch(), &recording.graph) };
-                replayed.map_err(|error| Error::DeviceFailed {
-                    device: device::name(device),
-                    reason: error.to_string(),
-                })?;
+                recording.replay(self.model)?;
                 self.cache.count(1);
                 if !recording.checked {
                     let end = [whole(&self.cache.position)?, whole(&self.tokens)?];
@@ -250,8 +244,18 @@ impl<'m> Decoding<'m> {
         let (chosen, logits) = self.compute();
         self.way = match Dispatch::graph_stop_capture(device) {
             Ok(graph) => {
-                let stream = StreamId::current();
-                Way::Replay(Box::new(Recording { graph, stream, chosen, logits, checked: false }))
+                let (stream, lent) = (StreamId::current(), Lent::default());
+                let chosen = lend(chosen, &lent);
+                let (checked, ahead) = (false, None);
+                Way::Replay(Box::new(Recording {
+                    graph,
+                    stream,
+                    chosen,
+                    logits,
+                    lent,
+                    checked,
+                    ahead,
+                }))
             }
             Err(error) => Way::Lost(error.to_string()),
         };
@@ -264,20 +268,34 @@ impl<'m> Decoding<'m> {
         [self.model.home, self.cache.home] == [StreamId::current(); 2]
     }
 
-    /// Gives a recording up that was made on another stream than the caller's, once what it replays has ended.
-    fn follow_thread(&mut self) {
-        if matches!(&self.way, Way::Replay(made) if made.stream != StreamId::current()) {
-            self.way = Way::Plain(0);
-        }
-    }
-
     fn place(&mut self, tokens: Vec<i32>) {
         let held = std::mem::replace(&mut self.tokens, self.none.clone());
         self.tokens = put(held, tokens);
     }
 }
 
-impl Recording {
+impl Recording<'_> {
+    /// Launches the step once more.
+    fn replay(&self, model: &Model) -> Result<()> {
+        let device = model.device();
+        // SAFETY: a replay runs the recorded kernels again on the buffers that they were recorded with. Those are alive:
+        // the weights belong to the model, which is borrowed for as long as the decoding lives and cannot change;
+        // tokens, position, table, keys, values and rotations are in its `tokens` and its `cache`, what is read
+        // afterwards is in `self`; and of what a step makes and drops, CubeCL keeps the pages that a recording touched
+        // out of every other use while the graph lives. Nobody else touches what is written: all of it is in private
+        // fields of the decoding, which are never lent or cloned (`Decoding::record` makes sure that the buffers have
+        // one owner; while `Decoding::admit` reads a prompt, a cache of its own has keys and values, and gives them
+        // back; `lent` is only read), and every caller has `&mut` to it. Tokens, positions and table are written, and
+        // choices and logits read, on the stream of the recording: `Decoding::settle` gives the recording up when the
+        // caller's stream is another one.
+        #[expect(unsafe_code, reason = "the one place: Burn cannot know the above")]
+        let replayed = unsafe { Dispatch::graph_replay(device.as_dispatch(), &self.graph) };
+        replayed.map_err(|error| {
+            let (device, reason) = (device::name(device), error.to_string());
+            Error::DeviceFailed { device, reason }
+        })
+    }
+
     /// Whether a replay moved the positions to `expected`, where those are any, and left the tokens that it chose: whether
     /// it writes where it reads. `end` is the positions and the tokens.
     fn left(&self, end: &[Vec<i32>; 2], expected: &[i32]) -> Result<bool> {

@@ -38,6 +38,11 @@ impl Likeliest {
 
 /// The ids of `chosen` `[batch, 2]`: as [`Likeliest::ids`], of whose rows those that `matter` must be finite.
 pub(super) fn ids(chosen: &Tensor<2>, matters: impl Fn(usize) -> bool) -> Result<Vec<u32>> {
+    finite_ids(&floats(chosen)?, matters)
+}
+
+/// As [`ids`], of `chosen` on the host.
+pub(super) fn finite_ids(chosen: &[f32], matters: impl Fn(usize) -> bool) -> Result<Vec<u32>> {
     let id = |(row, pair): (usize, &[f32])| match pair[0].is_finite() || !matters(row) {
         true => Ok(pair[1] as u32),
         false => {
@@ -45,7 +50,7 @@ pub(super) fn ids(chosen: &Tensor<2>, matters: impl Fn(usize) -> bool) -> Result
             Err(Error::NotFinite { tensor, row, col: pair[1] as usize, value })
         }
     };
-    floats(chosen)?.chunks_exact(2).enumerate().map(id).collect()
+    chosen.chunks_exact(2).enumerate().map(id).collect()
 }
 
 /// `tensor` on the host.

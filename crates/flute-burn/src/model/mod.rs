@@ -36,6 +36,7 @@ pub use synthetic::SyntheticOptions;
 
 use crate::checkpoint::{GenerationConfig, ModelConfig, Reader};
 use crate::error::{Error, Result};
+use crate::lend::Lender;
 use crate::linear::AnyLinear;
 use burn::backend::StreamId;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
@@ -57,6 +58,7 @@ pub struct Model {
     dtype: DType,
     /// That on which its weights were made.
     home: StreamId,
+    lender: Lender,
 }
 
 /// What the linear layers of a model hold.
@@ -115,7 +117,8 @@ impl Model {
         let mut progress = |done| progress(done, total);
         let network = Box::new(Decoder::load(&loader, &config, &mut progress)?);
         let (device, dtype) = (options.device.clone(), loader.dtype());
-        Ok(Self { config, generation, network, device, dtype, home: StreamId::current() })
+        let (home, lender) = (StreamId::current(), Lender::of(&device));
+        Ok(Self { config, generation, network, device, dtype, home, lender })
     }
 
     /// A model of `config` whose weights are noise, made on its device: for measuring. Its tokens mean nothing.
@@ -128,7 +131,8 @@ impl Model {
         let network = Box::new(Decoder::load(&source, &config, &mut |_| {})?);
         let (device, dtype) = (options.device.clone(), source.dtype());
         let generation = GenerationConfig::default();
-        Ok(Self { config, generation, network, device, dtype, home: StreamId::current() })
+        let (home, lender) = (StreamId::current(), Lender::of(&device));
+        Ok(Self { config, generation, network, device, dtype, home, lender })
     }
 
     /// Ids to a tensor `[batch, ids / batch]` on the model's device.

@@ -125,6 +125,22 @@ impl MmaPlan {
         table + x + 16 * self.sums() + self.ring as usize * self.stage_bytes(problem)
     }
 
+    /// Groups of a block, of `groups`, that have columns of the matrix unit of their own: all of them, or none (1).
+    pub(crate) fn columns(&self, groups: usize) -> usize {
+        let room = self.held > 0 && matches!(groups, 2 | 4) && self.tokens as usize * groups <= 8;
+        if room { groups } else { 1 }
+    }
+
+    /// Words of scales of a block of `groups` that a lane keeps for a row tile: those of its two columns where groups
+    /// have columns, else all.
+    pub(crate) fn scale_words(&self, groups: usize) -> usize {
+        match (self.columns(groups), self.tokens) {
+            (1, _) => groups,
+            (_, 1) => 2,
+            _ => 1,
+        }
+    }
+
     /// Bytes of one stage of the ring: the words of a block and its scales, as every unit keeps them.
     fn stage_bytes(&self, problem: &Problem) -> usize {
         let groups = match problem.format.group {
@@ -132,7 +148,7 @@ impl MmaPlan {
             Group::Whole => 1,
         };
         let words = 2 * usize::from(problem.format.bits.get());
-        4 * self.units() * self.row_tiles as usize * (words + groups)
+        4 * self.units() * self.row_tiles as usize * (words + self.scale_words(groups))
     }
 
     /// The first candidate: they are in order of preference.

@@ -42,7 +42,7 @@ impl Decoding<'_> {
             return Err(Error::NotRecorded { device, reason: reason.clone() });
         }
         let row = self.cache.seat(capacity)?;
-        self.follow_thread();
+        self.settle();
         let next = self.read_into(row, prompt);
         if next.is_err() {
             self.cache.free(row);
@@ -63,7 +63,7 @@ impl Decoding<'_> {
             let needed = format!("one of {} rows that has a sequence", self.cache.batch());
             return Err(Error::InvalidOption { name, found, needed });
         }
-        self.follow_thread();
+        self.settle();
         self.cache.tell();
         self.doubt();
         Ok(())

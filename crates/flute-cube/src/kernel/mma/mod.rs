@@ -8,6 +8,9 @@
 //! what eight do. Scales meet the f32 sums of a group, never the weights: products of two halves are exact in f32,
 //! which makes bf16 as good as f16.
 //!
+//! Of eight columns of the matrix unit one token needs one. So where groups are small each of a block's gets columns of its
+//! own: a plane keeps x of group j in columns j, with nothing in the others, and scales the sums of a block once.
+//!
 //! x lies in shared memory as it does in global memory, rows 16 bytes longer so that `ldmatrix` meets no bank twice. All
 //! of the cube's share of k stays there when it fits, and then serves every row tile that the cube takes.
 //!
@@ -64,9 +67,17 @@ impl Shape {
     pub(super) fn groups(self) -> usize {
         if self.group == 0 { 1 } else { pack::BLOCK_K.div_ceil(self.group as usize) }
     }
-    /// Steps of the matrix unit between two foldings of a block.
-    pub(super) fn fold(self) -> usize {
-        8 / self.groups()
+    /// Of [`MmaPlan::columns`].
+    pub(super) fn columns(self) -> usize {
+        self.plan.columns(self.groups())
+    }
+    /// Sums of a block of which each has scales of its own.
+    pub(super) fn parts(self) -> usize {
+        self.groups() / self.columns()
+    }
+    /// Words of scales of a row tile that a lane keeps: rows g and g + 8 in a group each.
+    pub(super) fn scale_words(self) -> usize {
+        self.plan.scale_words(self.groups())
     }
     pub(super) fn units(self) -> usize {
         self.plan.units()

@@ -7,7 +7,7 @@ use super::{
         shared_address,
     },
     ring::{Ring, fill, ring, take},
-    sums::{Rows, fold_planes, meet, store},
+    sums::{Rows, factors, fold_planes, meet, store, sum_columns},
     tokens::{Part, stage},
     weight::{Place, load},
 };
@@ -106,7 +106,7 @@ fn product<F: Float, Y: Float, W: Size>(
     );
 
     let mut now = Array::<u32>::new(comptime!(shape.row_tiles() * shape.words()));
-    let mut scale = Array::<u32>::new(comptime!(shape.row_tiles() * shape.groups()));
+    let mut scale = Array::<u32>::new(comptime!(shape.row_tiles() * shape.scale_words()));
     let mut place = Place {
         tile: first + plane_n * row_tiles,
         end,
@@ -165,8 +165,15 @@ fn product<F: Float, Y: Float, W: Size>(
         let step = comptime!((p / 4 * planes_k * 256 + p % 4 * 64) as u32);
         #[unroll]
         for j in 0..comptime!(shape.token_tiles()) {
-            held[comptime!(p * shape.token_tiles() + j)] =
+            let mut part =
                 load_matrices(x_lane, comptime!((j * 8 * shape.x_stride() * 16) as u32 + step));
+            if comptime!(shape.columns() > 1) {
+                let group = comptime!(p % 4 * shape.columns() / 4);
+                if lane / 4 / comptime!(plan.tokens as usize) != group {
+                    part = U4::new(0u32);
+                }
+            }
+            held[comptime!(p * shape.token_tiles() + j)] = part;
         }
     }
     let mut slot = 0usize;
@@ -202,6 +209,12 @@ fn product<F: Float, Y: Float, W: Size>(
                     multiply::<F>(&now, &scale, &mut acc, lane_table, x_step, &held, 0usize, shape);
                 }
                 next_words::<F>(&mut place, words, scales, &mut now, &mut scale, shape);
+            }
+        }
+        if comptime!(shape.columns() > 1) {
+            #[unroll]
+            for i in 0..row_tiles {
+                acc[i] = sum_columns(acc[i], shape);
             }
         }
         if comptime!(plan.sums() == 0) {
@@ -286,12 +299,14 @@ fn multiply<F: Float>(
     #[comptime] shape: Shape,
 ) {
     let token_tiles = comptime!(shape.token_tiles());
+    // Steps of the matrix unit between two foldings of a block.
+    let fold = comptime!(8 / shape.parts());
     #[unroll]
-    for group in 0..comptime!(shape.groups()) {
+    for group in 0..comptime!(shape.parts()) {
         let mut part = zeros(comptime!(shape.row_tiles() * shape.token_tiles()));
         #[unroll]
-        for half in 0..comptime!(shape.fold() / 2) {
-            let first = comptime!(group * shape.fold() + 2 * half);
+        for half in 0..comptime!(fold / 2) {
+            let first = comptime!(group * fold + 2 * half);
             let mut xs = Array::<U4>::new(token_tiles);
             #[unroll]
             for j in 0..token_tiles {
@@ -328,13 +343,7 @@ fn multiply<F: Float>(
         }
         #[unroll]
         for i in 0..comptime!(shape.row_tiles()) {
-            let pair =
-                Vector::<F, Const<2>>::reinterpret(scale[comptime!(i * shape.groups() + group)]);
-            let (low, high) =
-                (f32::cast_from(pair.extract(0usize)), f32::cast_from(pair.extract(1usize)));
-            let mut scale = F4::new(low);
-            scale.insert(2usize, high);
-            scale.insert(3usize, high);
+            let scale = factors::<F>(scale, comptime!(i * shape.scale_words() + group), shape);
             #[unroll]
             for j in 0..token_tiles {
                 let at = comptime!(i * token_tiles + j);

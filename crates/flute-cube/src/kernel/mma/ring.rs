@@ -7,7 +7,7 @@
 use super::{
     Shape,
     ptx::{commit_copies, copy_stream, load_shared, load_shared_x2, load_shared_x4},
-    weight::{Place, first_group, step_on},
+    weight::{Place, first_group, own_group, step_on},
 };
 use cubecl::prelude::*;
 
@@ -27,7 +27,7 @@ impl Shape {
     /// Bytes of a stage: vectors of 16 bytes, then for three bits those of 8, then scales.
     pub(super) fn stage_bytes(self) -> usize {
         let words = self.row_tiles() * self.words();
-        4 * self.units() * (words + self.row_tiles() * self.groups())
+        4 * self.units() * (words + self.row_tiles() * self.scale_words())
     }
     /// Vectors of 16 bytes of a row tile, for each unit.
     fn vectors(self) -> usize {
@@ -101,12 +101,12 @@ pub(super) fn fill<F: Float>(
         }
         let first = first_group(tile, kb, place.k_blocks, shape);
         #[unroll]
-        for group in 0..comptime!(shape.groups()) {
+        for word in 0..comptime!(shape.scale_words()) {
             copy_stream(
                 scales,
-                (first + group) * 8 + place.lane / 4,
+                (first + own_group(place.lane, word, shape)) * 8 + place.lane / 4,
                 ring.scales + ring.fill,
-                comptime!((i * shape.groups() + group) as u32 * 4 * units),
+                comptime!((i * shape.scale_words() + word) as u32 * 4 * units),
                 exists,
                 4u32,
             );
@@ -147,8 +147,8 @@ pub(super) fn take(
             words[comptime!(own + 5)] = tail.extract(1usize);
         }
         #[unroll]
-        for group in 0..comptime!(shape.groups()) {
-            let at = comptime!(i * shape.groups() + group);
+        for word in 0..comptime!(shape.scale_words()) {
+            let at = comptime!(i * shape.scale_words() + word);
             scales[at] = load_shared(ring.scales + ring.take, comptime!(at as u32 * 4 * units));
         }
     }

@@ -66,12 +66,25 @@ pub(super) fn load<F: Float>(
         }
         let first = first_group(tile, kb, place.k_blocks, shape);
         #[unroll]
-        for group in 0..comptime!(shape.groups()) {
-            scales_into[comptime!(i * shape.groups() + group)] =
-                load_pair::<F>(scales, (first + group) * 8 + place.lane / 4);
+        for word in 0..comptime!(shape.scale_words()) {
+            let group = first + own_group(place.lane, word, shape);
+            scales_into[comptime!(i * shape.scale_words() + word)] =
+                load_pair::<F>(scales, group * 8 + place.lane / 4);
         }
     }
     step_on(place, shape);
+}
+
+/// Of a block, the group whose scales are word `word` of a lane's: that of column `2 · (lane % 4) + word` where groups have
+/// columns, which come token by token and then group by group.
+#[cube]
+pub(super) fn own_group(lane: usize, #[comptime] word: usize, #[comptime] shape: Shape) -> usize {
+    if comptime!(shape.columns() == 1) {
+        word.runtime()
+    } else {
+        let column = lane % 4 * 2 + word;
+        column / comptime!(shape.plan.tokens as usize) % comptime!(shape.columns())
+    }
 }
 
 /// Where the scales of a block begin, in groups of 16 rows.
