@@ -322,6 +322,9 @@ fn table(rows: &[Option<Sequence>], entries: usize) -> Vec<i32> {
     rows.iter().flat_map(blocks).collect()
 }
 
+/// Rows one behind the other, which a device may put apart where it is given more than one axis: kernels would copy the
+/// table anew in every layer.
 fn ints<const D: usize>(values: Vec<i32>, shape: [usize; D], device: &Device) -> Tensor<D, Int> {
-    Tensor::from_data(TensorData::new(values, shape), (device, DType::I32))
+    let len = values.len();
+    Tensor::<1, Int>::from_data(TensorData::new(values, [len]), (device, DType::I32)).reshape(shape)
 }

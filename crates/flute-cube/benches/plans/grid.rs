@@ -83,8 +83,12 @@ fn streams(problem: &Problem, limits: &Limits) -> Vec<Plan> {
                 };
                 let serves =
                     |stages: &u32| Plan::Stream(plan(*stages)).validate(problem, limits).is_ok();
+                // Short rings leave room for what runs before or after.
                 let most = (3..=10 / blocks).rev().find(serves);
-                plans.extend(most.map(|stages| Plan::Stream(plan(stages))));
+                let mut stages: Vec<u32> =
+                    [3, 4, 6].into_iter().filter(|stages| Some(*stages) < most).collect();
+                stages.extend(most);
+                plans.extend(stages.into_iter().map(|stages| Plan::Stream(plan(stages))));
             }
         }
     }

@@ -141,14 +141,19 @@ impl MmaPlan {
         }
     }
 
-    /// Bytes of one stage of the ring: the words of a block and its scales, as every unit keeps them.
+    /// And of those of a stage, where lanes read each other's if groups have columns.
+    pub(crate) fn stage_scales(&self, groups: usize) -> usize {
+        groups / self.columns(groups)
+    }
+
+    /// Bytes of one stage of the ring: the words of a block and its scales, as every unit brings them.
     fn stage_bytes(&self, problem: &Problem) -> usize {
         let groups = match problem.format.group {
             Group::Size(size) => pack::BLOCK_K.div_ceil(size as usize),
             Group::Whole => 1,
         };
         let words = 2 * usize::from(problem.format.bits.get());
-        4 * self.units() * self.row_tiles as usize * (words + self.scale_words(groups))
+        4 * self.units() * self.row_tiles as usize * (words + self.stage_scales(groups))
     }
 
     /// The first candidate: they are in order of preference.

@@ -265,6 +265,10 @@ fn next_stage<F: Float>(
 ) {
     if comptime!(shape.plan.ring > 0) {
         await_groups(comptime!(shape.plan.ring - 2));
+        if comptime!(shape.columns() > 1) {
+            // Also so that nobody brings scales where others still read.
+            sync_plane();
+        }
         take(ring, now, scale, shape);
         fill::<F>(ring, words, scales, place, shape);
     }

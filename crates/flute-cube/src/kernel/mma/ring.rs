@@ -1,7 +1,8 @@
 //! The ring of stages through which words and scales come, ahead of their use.
 //!
 //! A stage holds a block of k in all row tiles of every plane. A unit copies asynchronously what it will use itself, so
-//! nobody waits for anybody: a stage is there when the unit's own copies are. Memory stays busy while a cube fills its
+//! nobody waits for anybody: a stage is there when the unit's own copies are. Where groups have columns, the four lanes of a
+//! row bring a group's scales each, and their plane waits for all of them. Memory stays busy while a cube fills its
 //! table, folds its sums or waits at a barrier, which loads into registers, a step ahead at most, do not reach.
 
 use super::{
@@ -18,6 +19,8 @@ pub(super) struct Ring {
     pub(super) heads: u32,
     pub(super) tails: u32,
     pub(super) scales: u32,
+    /// And of the scales that it uses.
+    pub(super) factors: u32,
     /// Distances of the stage to be filled next, and of the one to be taken next.
     pub(super) fill: u32,
     pub(super) take: u32,
@@ -27,7 +30,7 @@ impl Shape {
     /// Bytes of a stage: vectors of 16 bytes, then for three bits those of 8, then scales.
     pub(super) fn stage_bytes(self) -> usize {
         let words = self.row_tiles() * self.words();
-        4 * self.units() * (words + self.row_tiles() * self.scale_words())
+        4 * self.units() * (words + self.row_tiles() * self.stage_scales())
     }
     /// Vectors of 16 bytes of a row tile, for each unit.
     fn vectors(self) -> usize {
@@ -45,10 +48,18 @@ impl Shape {
 #[cube]
 pub(super) fn ring(start: u32, #[comptime] shape: Shape) -> Ring {
     let unit = UNIT_POS;
+    let scales = start + comptime!(shape.scales_at() as u32);
+    let lane = unit % 4u32;
+    let user = if comptime!(shape.columns() > 1) {
+        unit - lane + own_group(lane as usize, 0usize, shape) as u32
+    } else {
+        unit
+    };
     Ring {
         heads: start + unit * 16u32,
         tails: start + comptime!(shape.tails_at() as u32) + unit * 8u32,
-        scales: start + comptime!(shape.scales_at() as u32) + unit * 4u32,
+        scales: scales + unit * 4u32,
+        factors: scales + user * 4u32,
         fill: 0u32,
         take: 0u32,
     }
@@ -101,12 +112,17 @@ pub(super) fn fill<F: Float>(
         }
         let first = first_group(tile, kb, place.k_blocks, shape);
         #[unroll]
-        for word in 0..comptime!(shape.scale_words()) {
+        for word in 0..comptime!(shape.stage_scales()) {
+            let group = if comptime!(shape.columns() > 1) {
+                place.lane % comptime!(shape.columns())
+            } else {
+                word.runtime()
+            };
             copy_stream(
                 scales,
-                (first + own_group(place.lane, word, shape)) * 8 + place.lane / 4,
+                (first + group) * 8 + place.lane / 4,
                 ring.scales + ring.fill,
-                comptime!((i * shape.scale_words() + word) as u32 * 4 * units),
+                comptime!((i * shape.stage_scales() + word) as u32 * 4 * units),
                 exists,
                 4u32,
             );
@@ -146,10 +162,17 @@ pub(super) fn take(
             words[comptime!(own + 4)] = tail.extract(0usize);
             words[comptime!(own + 5)] = tail.extract(1usize);
         }
-        #[unroll]
-        for word in 0..comptime!(shape.scale_words()) {
-            let at = comptime!(i * shape.scale_words() + word);
-            scales[at] = load_shared(ring.scales + ring.take, comptime!(at as u32 * 4 * units));
+        let own = comptime!(i * shape.scale_words());
+        if comptime!(shape.columns() > 1 && shape.scale_words() == 2) {
+            let both = load_shared_x2(ring.factors + ring.take, comptime!(i as u32 * 4 * units));
+            scales[own] = both.extract(0usize);
+            scales[comptime!(own + 1)] = both.extract(1usize);
+        } else {
+            #[unroll]
+            for word in 0..comptime!(shape.scale_words()) {
+                let at = comptime!((i * shape.stage_scales() + word) as u32 * 4 * units);
+                scales[comptime!(own + word)] = load_shared(ring.factors + ring.take, at);
+            }
         }
     }
     ring.take = next(ring.take, shape);
