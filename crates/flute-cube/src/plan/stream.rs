@@ -132,14 +132,6 @@ impl StreamPlan {
         self.tokens > 32
     }
 
-    /// Rows of x, of `m`, that come in one copy: all of a tile's, unless the last tile has far fewer, and a plane does
-    /// nothing but ask for copies.
-    pub(crate) fn piece(&self, m: usize) -> u32 {
-        let rest = (m % self.tokens as usize) as u32;
-        let most = rest == 0 || 4 * rest >= 3 * self.tokens;
-        if most || !self.brings_beside() { self.tokens } else { (self.tokens / 8).max(8) }
-    }
-
     /// Bytes of sums that are folded.
     pub(crate) fn sums_bytes(&self) -> usize {
         if self.shares() == 1 { 0 } else { 2 * self.workers() * self.tokens as usize }
@@ -261,7 +253,10 @@ impl StreamPlan {
         // A warpgroup alone takes so long for a block. Planes without a tile leave quarters of a multiprocessor idle.
         let idle = if self.tiles < 3 * self.warpgroups { 1.25 } else { 1.0 };
         let alone = idle * (620.0 + 5.0 * tokens);
-        let step = alone.max(lost * rings * matrix.max(idle * shared));
+        // Tensor copies fill rows of x that do not exist one after another; what of the last tile has a few is hidden.
+        let none = (tokens - 1.0) - (problem.m as f64 - 1.0) % tokens;
+        let filled = 4.0 * rings * (none - 16.0).max(0.0);
+        let step = alone.max(lost * rings * matrix.max(idle * shared)) + filled;
         let fold = if self.shares() > 1 && !few { 0.1 * self.shares() as f64 } else { 0.0 };
         let cluster = match self.split {
             1 => 0.0,

@@ -45,8 +45,6 @@ struct Shape {
     y_pairs: bool,
     /// See [`StreamPlan::ends`].
     ends: bool,
-    /// Rows of x that come in one copy.
-    piece: u32,
     /// Whether some blocks of rows are for fewer warpgroups than a cube has: see [`StreamPlan::cut`].
     narrows: bool,
 }
@@ -81,15 +79,10 @@ impl Shape {
     fn block_scales(self) -> usize {
         self.sizes().scales_apart()
     }
-    /// Bytes of words and scales that tensor copies write into a stage.
-    fn copied_weights(self) -> usize {
+    /// Bytes that tensor copies write into a stage.
+    fn copied_bytes(self) -> usize {
         let sizes = self.sizes();
-        self.plan.blocks as usize * (sizes.words() + sizes.scales())
-    }
-    /// And of a piece of x.
-    fn copied_piece(self) -> usize {
-        self.plan.blocks as usize * self.sizes().tokens() * self.piece as usize
-            / self.plan.tokens as usize
+        self.plan.blocks as usize * (sizes.tokens() + sizes.words() + sizes.scales())
     }
     fn table_at(self) -> usize {
         let rings = self.sizes().rings();
@@ -155,7 +148,6 @@ fn launch_in<F: Float + CubeElement>(
     let cut = plan.cut(problem, processors);
     let shape = Shape {
         plan: *plan,
-        piece: plan.piece(m),
         narrows: cut.narrow > 0,
         ends: plan.ends(problem, processors),
         bits: bits.get(),
@@ -186,7 +178,7 @@ fn launch_in<F: Float + CubeElement>(
     let x = map(
         &x,
         [m, k.next_multiple_of(8) / 2],
-        [shape.piece as usize, ring::PANEL],
+        [plan.tokens as usize, ring::PANEL],
         TensorMapSwizzle::B128,
     );
     let part = [plan.tiles as usize, shape.block_words()];

@@ -123,7 +123,7 @@ fn product<F: Float, A: Size, P: Size, S: Size, D: Size>(
         full: ring::address_of(&full) + barriers,
         empty: start + comptime!(shape.barriers_at() as u32) + barriers,
     };
-    let source = Source { items, token_tiles, rows: m, wide, narrow, first: first + number, end };
+    let source = Source { items, token_tiles, wide, narrow, first: first + number, end };
     let mut ahead = begin(&source, shape);
     let brings = UNIT_POS & 31u32 == 0u32
         && if comptime!(plan.brings_beside()) { !works } else { tile == 0 };

@@ -3,9 +3,8 @@
 //! Warpgroups that share blocks of k have a ring of their own. A stage holds one or two blocks of 128 of k, of each: of
 //! all tokens of the cube two panels of 64, a token's 128 bytes after another's, in each of which the 16 bytes at place c
 //! lie at place `c ^ (token % 8)`, which the matrix unit calls a 128-byte swizzle; then the words of the item's row
-//! tiles, then their scales, both in kernel order. Tensor copies write all of it, four a block. What does not exist becomes
-//! 0, but that takes them several times as long as what does: where a quarter of a tile's tokens are none or more, x comes in
-//! pieces of 8 or 16 tokens, and those without any are left as they are. Their sums are nobody's. Two barriers a stage: *full* waits for the bytes, *empty* for the planes that read them.
+//! tiles, then their scales, both in kernel order. Tensor copies write all of it, four a block, and what does not exist
+//! becomes 0. Two barriers a stage: *full* waits for the bytes, *empty* for the planes that read them.
 //!
 //! One unit of a ring asks for the copies. It belongs to a plane that does nothing else, since as the work of a plane
 //! that multiplies it costs every stage some hundred cycles in which three others wait. With many tokens the registers
@@ -136,8 +135,6 @@ pub(super) fn release(empty: u32) {
 pub(super) struct Source {
     pub(super) items: usize,
     pub(super) token_tiles: usize,
-    /// Of x.
-    pub(super) rows: usize,
     /// Blocks of rows for all warpgroups, and those that the blocks behind them are for.
     pub(super) wide: usize,
     pub(super) narrow: usize,
@@ -155,8 +152,6 @@ pub(super) struct Ahead {
     /// The first row tile and the first token of the item.
     tile: i32,
     token: i32,
-    /// Pieces of x in which that token and those behind it exist.
-    pieces: u32,
 }
 
 #[cube]
@@ -167,7 +162,6 @@ pub(super) fn begin(source: &Source, #[comptime] shape: Shape) -> Ahead {
         step: source.first,
         tile: 0i32,
         token: 0i32,
-        pieces: comptime!(shape.plan.tokens / shape.piece).runtime(),
     };
     seek(&mut ahead, source, shape);
     ahead
@@ -179,11 +173,6 @@ fn seek(ahead: &mut Ahead, source: &Source, #[comptime] shape: Shape) {
     ahead.tile = first_tile(rows, source, shape) as i32;
     let token = (ahead.item - rows * source.token_tiles) * comptime!(shape.plan.tokens as usize);
     ahead.token = token as i32;
-    if comptime!(shape.piece < shape.plan.tokens) {
-        let rest = source.rows - min(token, source.rows);
-        let pieces = rest.div_ceil(comptime!(shape.piece as usize)) as u32;
-        ahead.pieces = min(pieces, comptime!(shape.plan.tokens / shape.piece));
-    }
 }
 
 /// The first row tile of block `rows` of rows.
@@ -236,9 +225,7 @@ fn bring_weights(
     wait(ring.empty + slot * 8u32, ahead.place.parity);
     gpu_asm!(
         "mbarrier.arrive.expect_tx.shared::cta.b64 _, [{b}], {n};",
-        b = in(_) ring.full + slot * 8u32,
-        n = in(_) comptime!(shape.copied_weights() as u32)
-            + ahead.pieces * comptime!(shape.copied_piece() as u32),
+        b = in(_) ring.full + slot * 8u32, n = const shape.copied_bytes(),
     );
     let number = ring.number * comptime!(plan.stages as usize) + slot as usize;
     let barrier = &full[number];
@@ -278,20 +265,13 @@ fn bring_tokens(
     for block in 0..comptime!(plan.blocks as usize) {
         let first = stage + comptime!(block * shape.block_bytes() / 16);
         let kb = ahead.step * comptime!(plan.blocks as usize) + block;
+        // 128 bytes of a token are eight vectors.
+        let panel = comptime!(plan.tokens as usize * 8);
+        let (other, end) = (first + panel, first + comptime!(2 * panel));
         let column = (kb * comptime!(2 * PANEL)) as i32;
-        #[unroll]
-        for piece in 0..comptime!(plan.tokens / shape.piece) {
-            if piece < ahead.pieces {
-                // 128 bytes of a token are eight vectors.
-                let at = first + comptime!((8 * piece * shape.piece) as usize);
-                let other = at + comptime!(8 * plan.tokens as usize);
-                let len = comptime!(8 * shape.piece as usize);
-                let token = ahead.token + comptime!((piece * shape.piece) as i32);
-                barrier.tma_load_2d(x, &mut shared[at..at + len], token, column);
-                let column = column + comptime!(PANEL as i32);
-                barrier.tma_load_2d(x, &mut shared[other..other + len], token, column);
-            }
-        }
+        barrier.tma_load_2d(x, &mut shared[first..other], ahead.token, column);
+        let column = column + comptime!(PANEL as i32);
+        barrier.tma_load_2d(x, &mut shared[other..end], ahead.token, column);
     }
 }
 

@@ -22,6 +22,8 @@ pub(crate) struct Form {
     /// Whether the kernel rotates and stores the new token.
     pub(super) rotates: bool,
     bf16: bool,
+    /// Vectors of shared memory at least: see [`Form::apart`].
+    least: usize,
 }
 
 impl Form {
@@ -50,6 +52,7 @@ impl Form {
             windowed: window.is_some(),
             rotates,
             bf16: dtype == Dtype::BF16,
+            least: 0,
         };
         let served = limits.mma && limits.bulk && dtype != Dtype::F32 && dim.is_multiple_of(16);
         if !(served && form.bytes() <= limits.shared_bytes) {
@@ -73,7 +76,17 @@ impl Form {
         // with two and 99 with three, of 64 sequences of 1024 positions with 8 heads on an H200.
         let all = form.cubes * clusters;
         let few = [1, 2].into_iter().find(|resident| 3 * all <= 2 * resident * limits.processors);
-        Some(few.and_then(|few| form.deepest(problem, room(few, limits))).unwrap_or(form))
+        let form = few.and_then(|few| form.deepest(problem, room(few, limits))).unwrap_or(form);
+        Some(form.apart(all, limits))
+    }
+
+    /// Of `all` cubes no third one where two a multiprocessor are enough, however little they need: those that begin while
+    /// another kernel ends would fill the first multiprocessors that are free, and leave others without any.
+    fn apart(self, all: usize, limits: &Limits) -> Self {
+        let two = (limits.processors + 1..=2 * limits.processors).contains(&all);
+        // A multiprocessor has a kilobyte more than a cube may have, and each cube takes one.
+        let third = (limits.shared_bytes + 1024) / 3 - 1024;
+        Self { least: if two { third / 16 + 1 } else { 0 }, ..self }
     }
 
     /// The same as `cluster` says, if that is one and its cubes fit.
@@ -195,7 +208,7 @@ impl Form {
 
     /// Vectors of 16 bytes of shared memory.
     pub(super) fn vectors(self) -> usize {
-        self.barrier_at() + usize::from(self.cubes > 1)
+        (self.barrier_at() + usize::from(self.cubes > 1)).max(self.least)
     }
 
     fn bytes(self) -> usize {
