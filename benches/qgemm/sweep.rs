@@ -104,17 +104,11 @@ fn shape(
     let dtype = options.dtype;
     let problem = |m| Problem { m, n, k, format, dtype, bias: false, gate: None };
     let weights = dense.weights(n, k);
-    let dense_seconds: Vec<Option<f64>> =
-        rows().into_iter().map(|m| weights.time(m, options.pause).cublas).collect();
-    drop(weights);
-    target.release()?;
-    let flops = |m: usize| 2.0 * (m * n * k) as f64;
-    let rates = rows().into_iter().zip(&dense_seconds).filter_map(|(m, s)| Some(flops(m) / (*s)?));
-    let rate = rates.fold(0.0, f64::max);
-
     let mut workload = Workload::new(client, &problem(MOST))?;
     let mut points = vec![];
-    for (m, dense) in rows().into_iter().zip(dense_seconds) {
+    for m in rows() {
+        // Right before what it is compared with: the clock of a device at work goes down for minutes.
+        let dense = weights.time(m, options.pause).cublas;
         workload.take(m)?;
         let mut failures = vec![];
         let seen = m * n * dtype.size() <= SEEN_BYTES;
@@ -149,8 +143,7 @@ fn shape(
                 best = (plan, seconds);
             }
         }
-        let arithmetic = if rate > 0.0 { flops(m) / rate + measure::LAUNCH_SECONDS } else { 0.0 };
-        let floor = measure::floor(&problem(m), target.rate).max(arithmetic);
+        let floor = measure::floor(&problem(m), target.rate);
         let micro = |seconds: f64| seconds * 1e6;
         points.push(Point {
             n,
@@ -168,6 +161,15 @@ fn shape(
             floor_us: micro(floor),
             failures,
         });
+    }
+    let flops = |m: usize| 2.0 * (m * n * k) as f64;
+    let rate = |p: &Point| p.dense_us.map(|us| flops(p.m) / us);
+    let most = points.iter().filter_map(rate).fold(0.0, f64::max);
+    for point in &mut points {
+        if most > 0.0 {
+            let arithmetic = flops(point.m) / most + measure::LAUNCH_SECONDS * 1e6;
+            point.floor_us = point.floor_us.max(arithmetic);
+        }
     }
     Ok(points)
 }

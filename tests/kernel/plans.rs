@@ -149,7 +149,7 @@ fn every_multiprocessor_gets_the_same_where_row_tiles_allow_it() {
 }
 
 #[test]
-fn one_row_takes_a_table_in_f32_where_a_cube_has_48_kilobytes() {
+fn one_and_two_rows_take_two_tiles_through_the_portable_kernel_where_k_is_long() {
     let limits = |kilobytes| Limits { mma: false, ..Limits::nvidia("a GPU", 16, kilobytes) };
     let format = Format::new(4, 128).expect("served");
     let problem =
@@ -158,14 +158,16 @@ fn one_row_takes_a_table_in_f32_where_a_cube_has_48_kilobytes() {
         Ok(Plan::Portable(plan)) => plan,
         other => panic!("{other:?}"),
     };
-    let wide = PortablePlan { planes: 8, tokens: 1, copies: 16, rounds: 2, tiles: 2, wide: true };
-    assert_eq!(select(&problem, 48), wide);
-    let few = Problem { n: 4096, ..problem };
-    assert_eq!(select(&few, 48), PortablePlan { tiles: 1, ..wide });
-    assert_eq!(select(&problem, 32), PortablePlan { tiles: 1, wide: false, ..wide });
-    // Nothing is gained where everything is f32, and more rows multiply more than they look up.
-    assert!(!select(&Problem { dtype: Dtype::F32, ..problem }, 48).wide);
-    assert!(!select(&Problem { m: 4, ..problem }, 48).wide);
+    let two = PortablePlan { planes: 8, tokens: 1, copies: 16, rounds: 4, tiles: 2, wide: false };
+    assert_eq!(select(&problem, 48), two);
+    assert_eq!(select(&Problem { n: 4096, ..problem }, 48), two);
+    assert_eq!(select(&Problem { m: 2, ..problem }, 48).tiles, 2);
+    for m in [4, 16] {
+        let many = select(&Problem { m, ..problem }, 48);
+        assert_eq!((many.planes, many.tiles), (8, 1), "{m} rows");
+    }
+    let short = select(&Problem { k: 1024, ..problem }, 48);
+    assert_eq!((short.planes, short.tiles), (4, 1));
     // No round is staged that has no block.
     for (m, k) in [(1, 96), (1, 1024), (2, 1536), (4, 256), (8, 128)] {
         let short = Problem { m, k, ..problem };
@@ -175,6 +177,39 @@ fn one_row_takes_a_table_in_f32_where_a_cube_has_48_kilobytes() {
             assert!((rounds as usize) <= blocks.next_power_of_two(), "{plan} for k = {k}");
         }
     }
+}
+
+#[test]
+fn an_h200_streams_what_single_planes_are_slower_at() {
+    let limits = Limits::nvidia("H200", 132, 227);
+    let select = |[m, n, k]: [usize; 3], bits, group| {
+        let format = Format::new(bits, group).expect("served");
+        let problem = Problem { m, n, k, format, dtype: Dtype::F16, bias: false, gate: None };
+        Plan::select(&problem, &limits).expect("a plan")
+    };
+    let streams = |shape, bits, group| matches!(select(shape, bits, group), Plan::Stream(_));
+    for (shape, bits, group, expected) in [
+        ([1, 57344, 8192], 4, 128, true),
+        ([1, 57344, 8192], 3, 128, false),
+        ([1, 57344, 8192], 2, 128, false),
+        ([2, 57344, 8192], 2, 128, true),
+        ([2, 28672, 4096], 4, 32, false),
+        ([4, 28672, 4096], 4, 64, false),
+        ([4, 28672, 4096], 4, 32, true),
+    ] {
+        let plan = select(shape, bits, group);
+        assert_eq!(
+            streams(shape, bits, group),
+            expected,
+            "{shape:?}, {bits} bits, {group}: {plan}"
+        );
+    }
+    // Of 128 rows of x that two tiles of 64 have, 63 would be none: there rows of W share what is copied.
+    let alone = |m| match select([m, 4096, 14336], 4, 128) {
+        Plan::Stream(plan) => plan.warpgroups == 1,
+        other => panic!("{other}"),
+    };
+    assert!(alone(128) && !alone(65));
 }
 
 /// What an H200 took for the products of LLaMA-3 and Gemma-2, plan by plan: of each the three fastest, and what was the

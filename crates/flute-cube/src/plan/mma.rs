@@ -1,5 +1,7 @@
 //! The shape of the tensor-core kernel.
 
+mod cut;
+
 use super::table_bytes;
 use crate::{Dtype, Error, Group, Limits, Problem, Result, pack};
 use core::fmt;
@@ -163,7 +165,7 @@ impl MmaPlan {
 
     pub(super) fn candidates(problem: &Problem, limits: &Limits) -> Vec<Self> {
         let mut plans = vec![];
-        for cut in cuts(problem, limits) {
+        for cut in cut::all(problem, limits) {
             let plan = cut.plan(problem, limits);
             if !plans.contains(&plan) && plan.validate(problem, limits).is_ok() {
                 plans.push(plan);
@@ -246,155 +248,4 @@ impl fmt::Display for MmaPlan {
             "mma planes={planes_n}x{planes_k} row_tiles={row_tiles} tokens={tokens} k_stage={k_stage} held={held} ring={ring} split={split} cluster={cluster} resident={resident} slots={slots}"
         )
     }
-}
-
-/// What of a plan is chosen; the rest follows from what fits.
-#[derive(Clone, Copy)]
-struct Cut {
-    tokens: u32,
-    planes: (u32, u32),
-    row_tiles: u32,
-    split: u32,
-    resident: u32,
-    /// Whether planes keep their x in registers if it is at most [`HELD`] times 16 registers.
-    hold: bool,
-    /// Stages of words and scales in shared memory.
-    ring: u32,
-}
-
-/// Steps times tiles of 8 tokens of x that a plane may keep in registers: four leave it 64 of 128.
-const HELD: u32 = 4;
-
-impl Cut {
-    fn plan(self, problem: &Problem, limits: &Limits) -> MmaPlan {
-        let Self { tokens, planes: (planes_n, planes_k), row_tiles, split, resident, hold, ring } =
-            self;
-        // Planes without a block of k would only wait.
-        let k_blocks = problem.k.div_ceil(pack::BLOCK_K) as u32;
-        let planes_k = planes_k.min(k_blocks.next_power_of_two());
-        let split = split.min(k_blocks.div_ceil(planes_k).next_power_of_two());
-        let plan = MmaPlan {
-            planes_n,
-            planes_k,
-            row_tiles,
-            tokens,
-            k_stage: 0,
-            held: 0,
-            ring,
-            split,
-            cluster: limits.bulk && split > 1,
-            resident,
-            slots: 1,
-        };
-        let steps = plan.steps(problem) as u32;
-        let held = MmaPlan { held: steps, ..plan }.fitting(problem, limits);
-        let few = steps * tokens.div_ceil(8) <= HELD;
-        match hold && few && held.k_stage >= steps * planes_k * pack::BLOCK_K as u32 {
-            true => held,
-            false => plan.fitting(problem, limits),
-        }
-    }
-
-    /// The same for the least number of cubes among which all of x fits their shared memory, from its own number on.
-    fn spread(self, problem: &Problem, limits: &Limits) -> Self {
-        let whole = |cut: &Self| {
-            let plan = cut.plan(problem, limits);
-            (plan.k_stage * plan.split) as usize >= problem.k
-        };
-        let more = [1, 2, 4, 8].into_iter().filter(|split| *split >= self.split);
-        more.map(|split| Self { split, ..self }).find(whole).unwrap_or(self)
-    }
-}
-
-/// What to try, best first: seen on an H200 (`docs/perf-log.md` has the figures). Where x does not fit, cubes of a
-/// cluster divide k; before Hopper, cubes stage x part by part, and split k only for want of rows.
-fn cuts(problem: &Problem, limits: &Limits) -> Vec<Cut> {
-    let cut = |tokens, planes, row_tiles, resident| {
-        let (split, hold, ring) = (1, false, 0);
-        Cut { tokens, planes, row_tiles, split, resident, hold, ring }
-    };
-    let spread = |cut: Cut, split| match limits.bulk {
-        true => Cut { split, ..cut }.spread(problem, limits),
-        false => cut,
-    };
-    let (tiles, processors) = (problem.n.div_ceil(pack::BLOCK_ROWS), limits.processors.max(1));
-    let (share, tiles) = (tiles.div_ceil(processors), tiles / processors);
-    let mut cuts = match problem.m {
-        0..=8 => {
-            let tokens = (problem.m.max(1) as u32).next_power_of_two();
-            let narrow = cut(tokens, (1, 16), 2, 1);
-            let held = Cut { hold: true, ..narrow };
-            let ringed = Cut { ring: 2, ..held };
-            // Most of a small share of W on its way before x is there.
-            let early = Cut { ring: 3, row_tiles: 1, ..held };
-            let (tall, wide) = (cut(tokens, (1, 16), 4, 1), cut(tokens, (2, 16), 2, 1));
-            let (third, deep) = (cut(tokens, (1, 16), 3, 1), cut(tokens, (1, 32), 2, 1));
-            let twice = cut(tokens, (1, 16), 2, 2);
-            let spread_held = held.spread(problem, limits);
-            if spread_held.split > 1 && limits.bulk {
-                let apart = Cut { hold: true, ..cut(tokens, (2, 8), 2, 1) };
-                let (held, others) = (spread(held, 2), [spread(apart, 2), spread(tall, 2)]);
-                match spread_held.plan(problem, limits).held {
-                    0 => vec![others[0], others[1], held, twice],
-                    _ => vec![held, others[0], others[1], twice],
-                }
-            } else {
-                // What leaves no plane without a row tile in the last round.
-                let even = match share {
-                    // A step of k for each plane: three tiles side by side wait for memory once.
-                    3 if (1025..=2048).contains(&problem.k) => third,
-                    _ if limits.bulk && problem.k <= 8192 => match share {
-                        4.. if share.is_multiple_of(2) => ringed,
-                        _ => early,
-                    },
-                    0..3 if problem.k > 8192 => ringed,
-                    0..3 => narrow,
-                    _ if share.is_multiple_of(4) && problem.k > 8192 => wide,
-                    _ if share.is_multiple_of(4) && tokens >= 4 => ringed,
-                    _ if share.is_multiple_of(4) => tall,
-                    _ if problem.k > 8192 && share > 8 => deep,
-                    _ if share.is_multiple_of(3) => third,
-                    _ => ringed,
-                };
-                let mut cuts = match problem.k {
-                    0..=8192 => vec![even, early, ringed, tall, narrow, wide, third, deep],
-                    _ => vec![even, ringed, deep, narrow, tall, wide, third],
-                };
-                // What stages x part by part does so anew for every round.
-                cuts.sort_by_key(|cut| (cut.plan(problem, limits).k_stage as usize) < problem.k);
-                cuts
-            }
-        }
-        9..=16 => {
-            let (flat, square) = (cut(16, (2, 8), 2, 1), cut(16, (4, 4), 2, 1));
-            let flat = Cut { hold: true, ..flat };
-            let tall = cut(16, (16, 1), 4, 1);
-            match tiles {
-                0..2 if problem.k <= 8192 => vec![spread(flat, 2), spread(square, 2), square],
-                0..8 => vec![spread(square, 2), spread(flat, 2), square],
-                _ => vec![spread(tall, 4), spread(square, 2), square],
-            }
-        }
-        17..=32 => {
-            let (square, tall) = (cut(32, (4, 4), 1, 1), cut(32, (16, 1), 2, 1));
-            let whole = spread(tall, 2).plan(problem, limits);
-            let whole = (whole.k_stage * whole.split) as usize >= problem.k;
-            match tiles {
-                0..3 if problem.k <= 8192 => vec![spread(square, 2), spread(tall, 2), square],
-                _ if whole => vec![spread(tall, 2), spread(square, 2), square],
-                _ => vec![square, spread(square, 2), spread(tall, 2)],
-            }
-        }
-        _ => vec![cut(64, (8, 1), 2, 1), cut(64, (8, 1), 1, 1)],
-    };
-    if !limits.bulk {
-        // The smaller cubes that fit 99 kB, and shares of k where rows are few.
-        let tokens = cuts[0].tokens;
-        cuts.extend([cut(tokens, (1, 8), 2, 2), cut(tokens, (1, 8), 1, 2)]);
-        let rows = problem.n.div_ceil(32) * problem.m.div_ceil(tokens as usize);
-        if 2 * rows <= limits.processors {
-            cuts.insert(0, Cut { split: 2, ..cuts[0] });
-        }
-    }
-    cuts
 }

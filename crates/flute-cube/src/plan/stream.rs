@@ -253,10 +253,11 @@ impl StreamPlan {
         // A warpgroup alone takes so long for a block. Planes without a tile leave quarters of a multiprocessor idle.
         let idle = if self.tiles < 3 * self.warpgroups { 1.25 } else { 1.0 };
         let alone = idle * (620.0 + 5.0 * tokens);
-        // Tensor copies fill rows of x that do not exist one after another; what of the last tile has a few is hidden.
+        // Tensor copies take twice as long for rows of x that do not exist, which the last tile may have many of.
         let none = (tokens - 1.0) - (problem.m as f64 - 1.0) % tokens;
-        let filled = 4.0 * rings * (none - 16.0).max(0.0);
-        let step = alone.max(lost * rings * matrix.max(idle * shared)) + filled;
+        let copied = rings * (13.0 * none + 6.0 * (tokens - none));
+        let copied = if none > 0.0 { copied } else { 0.0 };
+        let step = alone.max(lost * rings * matrix.max(idle * shared)).max(copied);
         let fold = if self.shares() > 1 && !few { 0.1 * self.shares() as f64 } else { 0.0 };
         let cluster = match self.split {
             1 => 0.0,
