@@ -181,7 +181,10 @@ fn a_step_ahead_is_taken_back_for_whoever_does_something_else_between_two_steps(
         let mut decoding = if ahead { decoding.run_ahead() } else { decoding };
         let (mut tokens, mut logits) = (vec![], vec![]);
         let mut steps = |decoding: &mut Decoding<'_>, count: usize| -> Result<()> {
-            (0..count).try_for_each(|_| Ok(tokens.extend(decoding.likeliest()?)))
+            for _ in 0..count {
+                tokens.extend(decoding.likeliest()?);
+            }
+            Ok(())
         };
         steps(&mut decoding, 8)?;
         ensure!(decoding.is_graph() && decoding.computed() == 7 + 8);
