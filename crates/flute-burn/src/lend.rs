@@ -5,6 +5,7 @@
 //! launches is where it was asked for. Devices without kernels lend nothing.
 
 use crate::device;
+use crate::error::{Error, Result};
 use burn::backend::{Backend, Dispatch, Flex, backend_extension, tensor::FloatTensor};
 use burn::tensor::{Bytes, Device, Tensor, read_sync};
 use cubecl::prelude::Client;
@@ -19,7 +20,11 @@ pub struct Lent(Arc<OnceLock<Handle>>);
 
 /// Who reads buffers of a device.
 #[derive(Clone)]
-pub struct Lender(Option<Client>);
+pub struct Lender {
+    /// None where no kernel runs.
+    client: Option<Client>,
+    device: Device,
+}
 
 /// The operation as Burn's backends offer it. To support one more backend, write `impl LendOps for It {}`: it lends
 /// nothing then.
@@ -54,20 +59,21 @@ pub fn lend<const D: usize>(tensor: Tensor<D>, lent: &Lent) -> Tensor<D> {
 impl Lender {
     /// That of `device`.
     pub fn of(device: &Device) -> Self {
-        Self(device::client(device))
+        Self { client: device::client(device), device: device.clone() }
     }
 
     /// Asks for a copy of what `lent` holds behind all that the calling thread has launched on the device, where its
     /// tensor was computed; none if there is no buffer.
     pub fn read(&self, lent: &Lent) -> Option<Reading<'_>> {
-        let (client, handle) = (self.0.as_ref()?, lent.0.get()?.clone());
-        Some(Reading(Some(Box::pin(client.read_async(vec![handle])))))
+        let (client, handle) = (self.client.as_ref()?, lent.0.get()?.clone());
+        let copied = Box::pin(client.read_async(vec![handle]));
+        Some(Reading { copied: Some(copied), device: &self.device })
     }
 }
 
 impl fmt::Debug for Lender {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Lender").field(&self.0.as_ref().map(Client::name)).finish()
+        f.debug_tuple("Lender").field(&device::name(&self.device)).finish()
     }
 }
 
@@ -85,21 +91,26 @@ impl fmt::Debug for Lent {
 }
 
 /// A buffer on its way to the host. Dropped it is waited for too: the device may be writing what would be freed.
-pub struct Reading<'a>(Option<Pin<Box<dyn Future<Output = Copied> + Send + 'a>>>);
+pub struct Reading<'a> {
+    copied: Option<Pin<Box<dyn Future<Output = Copied> + Send + 'a>>>,
+    device: &'a Device,
+}
 
 /// What the runtime says of one.
-type Copied = Result<Vec<Bytes>, ServerError>;
+type Copied = std::result::Result<Vec<Bytes>, ServerError>;
 
 impl Reading<'_> {
     /// The bytes, once they are there.
     ///
     /// # Errors
-    /// What the device says, if it failed.
-    pub fn wait(mut self) -> Result<Vec<u8>, String> {
-        let copied = self.0.take().map(read_sync);
-        match copied {
+    /// [`Error::DeviceFailed`].
+    pub fn wait(mut self) -> Result<Vec<u8>> {
+        match self.copied.take().map(read_sync) {
             Some(Ok(bytes)) => Ok(bytes.iter().flat_map(|bytes| bytes.iter().copied()).collect()),
-            Some(Err(error)) => Err(error.to_string()),
+            Some(Err(error)) => {
+                let (device, reason) = (device::name(self.device), error.to_string());
+                Err(Error::DeviceFailed { device, reason })
+            }
             None => Ok(vec![]),
         }
     }
@@ -107,12 +118,12 @@ impl Reading<'_> {
 
 impl Drop for Reading<'_> {
     fn drop(&mut self) {
-        drop(self.0.take().map(read_sync));
+        drop(self.copied.take().map(read_sync));
     }
 }
 
 impl fmt::Debug for Reading<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Reading")
+        f.debug_tuple("Reading").field(&device::name(self.device)).finish()
     }
 }

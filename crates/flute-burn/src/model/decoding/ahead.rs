@@ -6,8 +6,7 @@
 //! and positions are put where they were, and what it wrote into the cache stands behind them, unseen.
 
 use super::{Decoding, Recording, Way};
-use crate::device;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::lend::Reading;
 use crate::model::Model;
 use burn::backend::StreamId;
@@ -48,10 +47,7 @@ impl Decoding<'_> {
             Ok(()) => recording.launch(self.model)?,
             Err(_) => None,
         };
-        let chosen: Vec<f32> = bytemuck::pod_collect_to_vec(&chosen.wait().map_err(|reason| {
-            let device = device::name(self.model.device());
-            Error::DeviceFailed { device, reason }
-        })?);
+        let chosen: Vec<f32> = bytemuck::pod_collect_to_vec(&chosen.wait()?);
         let tokens = chosen.chunks_exact(2).map(|pair| pair[1] as i32).collect();
         recording.ahead = next.map(|chosen| Ahead { chosen, tokens });
         Ok(Some(chosen))
