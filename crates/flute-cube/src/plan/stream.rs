@@ -253,11 +253,7 @@ impl StreamPlan {
         // A warpgroup alone takes so long for a block. Planes without a tile leave quarters of a multiprocessor idle.
         let idle = if self.tiles < 3 * self.warpgroups { 1.25 } else { 1.0 };
         let alone = idle * (620.0 + 5.0 * tokens);
-        // Tensor copies take twice as long for rows of x that do not exist, which the last tile may have many of.
-        let none = (tokens - 1.0) - (problem.m as f64 - 1.0) % tokens;
-        let copied = rings * (13.0 * none + 6.0 * (tokens - none));
-        let copied = if none > 0.0 { copied } else { 0.0 };
-        let step = alone.max(lost * rings * matrix.max(idle * shared)).max(copied);
+        let step = alone.max(lost * rings * matrix.max(idle * shared));
         let fold = if self.shares() > 1 && !few { 0.1 * self.shares() as f64 } else { 0.0 };
         let cluster = match self.split {
             1 => 0.0,
@@ -277,8 +273,8 @@ impl StreamPlan {
         const MOST: usize = 4;
         let tokens = problem.m.clamp(8, MOST_TOKENS).next_power_of_two() as u32;
         let mut plans = Self::with_tokens(problem, limits, tokens);
-        // Half of the most tokens leaves room for a second ring, where rows of W are few and long, and fewer rows of x that do
-        // not exist, which cost what others do.
+        // Half of the most tokens leaves room for a second ring, where rows of W are few and long, and for fewer columns of the
+        // matrix unit without a token.
         if tokens as usize == MOST_TOKENS {
             plans.extend(Self::with_tokens(problem, limits, tokens / 2));
         }

@@ -7,9 +7,9 @@ use super::{
         shared_address,
     },
     ring::{Ring, fill, ring, take},
-    sums::{Rows, factors, fold_planes, meet, store, sum_columns},
+    sums::{Rows, fold_planes, meet, store, sum_columns},
     tokens::{Part, stage},
-    weight::{Place, load},
+    weight::{Place, factors, load},
 };
 use crate::{
     kernel::{

@@ -16,25 +16,6 @@ pub(super) struct Rows {
     pub(super) n: usize,
 }
 
-/// The factors of a lane's sums, rows g (columns 2t and 2t + 1) and g + 8 (the same), by the scales from word `at` on.
-#[cube]
-pub(super) fn factors<F: Float>(
-    scales: &Array<u32>,
-    #[comptime] at: usize,
-    #[comptime] shape: Shape,
-) -> F4 {
-    // One group for all columns, or the two columns of a lane have the same one, or one each.
-    let next = comptime!(if shape.columns() > 1 && shape.scale_words() > 1 { at + 1 } else { at });
-    let mut factors = F4::new(0.0f32);
-    #[unroll]
-    for column in 0..2usize {
-        let pair = Vector::<F, Const<2>>::reinterpret(scales[comptime!([at, next][column])]);
-        factors.insert(column, f32::cast_from(pair.extract(0usize)));
-        factors.insert(comptime!(column + 2), f32::cast_from(pair.extract(1usize)));
-    }
-    factors
-}
-
 /// Sums of all columns of a token, where groups have columns of their own, in the columns that [`store`] takes.
 #[cube]
 pub(super) fn sum_columns(acc: F4, #[comptime] shape: Shape) -> F4 {

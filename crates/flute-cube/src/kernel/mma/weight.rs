@@ -1,8 +1,8 @@
-//! Weights: where a plane's words and scales lie, and how words become the A operand.
+//! Weights: where a plane's words and scales lie, and how they come to its lanes.
 
 use super::{
     Shape,
-    ptx::{load_pair, load_stream_x2, load_stream_x4},
+    ptx::{F4, load_pair, load_stream_x2, load_stream_x4},
 };
 use crate::pack;
 use cubecl::prelude::*;
@@ -103,4 +103,23 @@ pub(super) fn first_group(
         let blocks = comptime!((shape.group as usize).div_ceil(pack::BLOCK_K));
         tile * k_blocks.div_ceil(blocks) + kb / blocks
     }
+}
+
+/// The factors of a lane's sums, rows g (columns 2t and 2t + 1) and g + 8 (the same), by the scales from word `at` on.
+#[cube]
+pub(super) fn factors<F: Float>(
+    scales: &Array<u32>,
+    #[comptime] at: usize,
+    #[comptime] shape: Shape,
+) -> F4 {
+    // One group for all columns, or the two columns of a lane have the same one, or one each.
+    let next = comptime!(if shape.columns() > 1 && shape.scale_words() > 1 { at + 1 } else { at });
+    let mut factors = F4::new(0.0f32);
+    #[unroll]
+    for column in 0..2usize {
+        let pair = Vector::<F, Const<2>>::reinterpret(scales[comptime!([at, next][column])]);
+        factors.insert(column, f32::cast_from(pair.extract(0usize)));
+        factors.insert(comptime!(column + 2), f32::cast_from(pair.extract(1usize)));
+    }
+    factors
 }

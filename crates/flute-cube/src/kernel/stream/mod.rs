@@ -79,10 +79,10 @@ impl Shape {
     fn block_scales(self) -> usize {
         self.sizes().scales_apart()
     }
-    /// Bytes that tensor copies write into a stage.
-    fn copied_bytes(self) -> usize {
+    /// Bytes of words and scales of a stage.
+    fn weight_bytes(self) -> usize {
         let sizes = self.sizes();
-        self.plan.blocks as usize * (sizes.tokens() + sizes.words() + sizes.scales())
+        self.plan.blocks as usize * (sizes.words() + sizes.scales())
     }
     fn table_at(self) -> usize {
         let rings = self.sizes().rings();
@@ -178,7 +178,7 @@ fn launch_in<F: Float + CubeElement>(
     let x = map(
         &x,
         [m, k.next_multiple_of(8) / 2],
-        [plan.tokens as usize, ring::PANEL],
+        [m.min(plan.tokens as usize), ring::PANEL],
         TensorMapSwizzle::B128,
     );
     let part = [plan.tiles as usize, shape.block_words()];

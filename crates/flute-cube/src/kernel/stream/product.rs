@@ -8,7 +8,7 @@ use super::{
     chain::{accumulate, finish, issue, settle},
     ring::{
         self, Ahead, Map, Place, Ring, Source, advance, begin, block_of, bring, bring_first,
-        first_tile, go_on, init_barriers, more, release, stage_of, wait_full,
+        first_tile, first_token, go_on, init_barriers, more, release, stage_of, wait_full,
     },
     sums::{Rows, attend_folds, fold},
     weight::{address_of, decode, fill_table, load_codes, load_scales, no_codes},
@@ -123,7 +123,9 @@ fn product<F: Float, A: Size, P: Size, S: Size, D: Size>(
         full: ring::address_of(&full) + barriers,
         empty: start + comptime!(shape.barriers_at() as u32) + barriers,
     };
-    let source = Source { items, token_tiles, wide, narrow, first: first + number, end };
+    let brought = min(m, comptime!(plan.tokens as usize));
+    let first = first + number;
+    let source = Source { items, token_tiles, m, brought, wide, narrow, first, end };
     let mut ahead = begin(&source, shape);
     let brings = UNIT_POS & 31u32 == 0u32
         && if comptime!(plan.brings_beside()) { !works } else { tile == 0 };
@@ -167,7 +169,7 @@ fn product<F: Float, A: Size, P: Size, S: Size, D: Size>(
                 shape,
             );
             while more(&mut ahead, &source) {
-                bring(x, words, scales, &mut shared, &full, &ring, &ahead, shape);
+                bring(x, words, scales, &mut shared, &full, &ring, &source, &ahead, shape);
                 go_on(&mut ahead, &source, shape);
             }
         }
@@ -309,9 +311,11 @@ fn multiply<F: Float, A: Size, P: Size, S: Size, D: Size>(
             release(used);
         }
         let block = item / source.token_tiles;
+        let token_tile = item % source.token_tiles;
         let rows = Rows {
             row: (first_tile(block, source, shape) + tile) * pack::BLOCK_ROWS,
-            token: item % source.token_tiles * comptime!(plan.tokens as usize),
+            token: first_token(token_tile, source, shape),
+            own: token_tile * comptime!(plan.tokens as usize),
             m,
             n,
             exist,
@@ -367,7 +371,7 @@ fn take_turn(
 ) -> usize {
     if more(ahead, source) {
         if asks && turn == 0 {
-            bring(x, words, scales, shared, full, ring, &*ahead, shape);
+            bring(x, words, scales, shared, full, ring, source, &*ahead, shape);
         }
         go_on(ahead, source, shape);
     }

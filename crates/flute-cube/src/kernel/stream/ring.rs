@@ -3,8 +3,8 @@
 //! Warpgroups that share blocks of k have a ring of their own. A stage holds one or two blocks of 128 of k, of each: of
 //! all tokens of the cube two panels of 64, a token's 128 bytes after another's, in each of which the 16 bytes at place c
 //! lie at place `c ^ (token % 8)`, which the matrix unit calls a 128-byte swizzle; then the words of the item's row
-//! tiles, then their scales, both in kernel order. Tensor copies write all of it, four a block, and what does not exist
-//! becomes 0. Two barriers a stage: *full* waits for the bytes, *empty* for the planes that read them.
+//! tiles, then their scales, both in kernel order. Tensor copies write it, four a block, and of k and n what does not exist
+//! becomes 0; of fewer tokens than a tile has only those that exist are written, and nobody stores what is computed of the others. Two barriers a stage: *full* waits for the bytes, *empty* for the planes that read them.
 //!
 //! One unit of a ring asks for the copies. It belongs to a plane that does nothing else, since as the work of a plane
 //! that multiplies it costs every stage some hundred cycles in which three others wait. With many tokens the registers
@@ -135,6 +135,9 @@ pub(super) fn release(empty: u32) {
 pub(super) struct Source {
     pub(super) items: usize,
     pub(super) token_tiles: usize,
+    /// Rows of x, and as many of them as a tensor copy brings: those of a tile of tokens, or all.
+    pub(super) m: usize,
+    pub(super) brought: usize,
     /// Blocks of rows for all warpgroups, and those that the blocks behind them are for.
     pub(super) wide: usize,
     pub(super) narrow: usize,
@@ -171,8 +174,15 @@ pub(super) fn begin(source: &Source, #[comptime] shape: Shape) -> Ahead {
 fn seek(ahead: &mut Ahead, source: &Source, #[comptime] shape: Shape) {
     let rows = ahead.item / source.token_tiles;
     ahead.tile = first_tile(rows, source, shape) as i32;
-    let token = (ahead.item - rows * source.token_tiles) * comptime!(shape.plan.tokens as usize);
-    ahead.token = token as i32;
+    let tile = ahead.item - rows * source.token_tiles;
+    ahead.token = first_token(tile, source, shape) as i32;
+}
+
+/// The first token that is brought for a tile of tokens. The last tile begins so early that it ends with x: tokens of the tile
+/// before it are computed again, which costs nothing, where rows that do not exist would be copied at twice the cost.
+#[cube]
+pub(super) fn first_token(tile: usize, source: &Source, #[comptime] shape: Shape) -> usize {
+    min(tile * comptime!(shape.plan.tokens as usize), source.m - source.brought)
 }
 
 /// The first row tile of block `rows` of rows.
@@ -202,10 +212,11 @@ pub(super) fn bring(
     shared: &mut Shared<[U4]>,
     full: &Shared<[Barrier]>,
     ring: &Ring,
+    source: &Source,
     ahead: &Ahead,
     #[comptime] shape: Shape,
 ) {
-    bring_weights(words, scales, shared, full, ring, ahead, shape);
+    bring_weights(words, scales, shared, full, ring, source, ahead, shape);
     bring_tokens(x, shared, full, ring, ahead, shape);
 }
 
@@ -217,15 +228,18 @@ fn bring_weights(
     shared: &mut Shared<[U4]>,
     full: &Shared<[Barrier]>,
     ring: &Ring,
+    source: &Source,
     ahead: &Ahead,
     #[comptime] shape: Shape,
 ) {
     let plan = comptime!(shape.plan);
     let slot = ahead.place.slot;
     wait(ring.empty + slot * 8u32, ahead.place.parity);
+    let bytes = comptime!(shape.weight_bytes() as u32)
+        + source.brought as u32 * comptime!(2 * pack::BLOCK_K as u32 * plan.blocks);
     gpu_asm!(
         "mbarrier.arrive.expect_tx.shared::cta.b64 _, [{b}], {n};",
-        b = in(_) ring.full + slot * 8u32, n = const shape.copied_bytes(),
+        b = in(_) ring.full + slot * 8u32, n = in(_) bytes,
     );
     let number = ring.number * comptime!(plan.stages as usize) + slot as usize;
     let barrier = &full[number];
@@ -295,7 +309,7 @@ pub(super) fn bring_first(
     for _stage in 0..stages {
         if more(&mut early, source) {
             if brings {
-                bring_weights(words, scales, shared, full, ring, &early, shape);
+                bring_weights(words, scales, shared, full, ring, source, &early, shape);
             }
             go_on(&mut early, source, shape);
         }

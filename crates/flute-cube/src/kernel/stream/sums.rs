@@ -12,7 +12,9 @@ use cubecl::prelude::*;
 pub(super) struct Rows {
     /// The plane's first row of W.
     pub(super) row: usize,
+    /// The first token, and the first that is stored: those before it belong to the tile before.
     pub(super) token: usize,
+    pub(super) own: usize,
     pub(super) m: usize,
     pub(super) n: usize,
     /// Whether the plane has rows at all.
@@ -180,7 +182,7 @@ fn put<F: Float>(
         let turned = pack_transposed(even, odd, comptime!(shape.ty()));
         let token = rows.token + token + g;
         let column = first + 2 * t;
-        if rows.exist && token < m && column < columns {
+        if rows.exist && token >= rows.own && token < m && column < columns {
             // SAFETY: below m and the columns, of which there is an even number.
             let to = unsafe { y[token * columns + column..].as_ptr_unchecked() };
             gpu_asm!("st.global.b32 [{p}], {v};", p = in(_) to, v = in(_) u32::reinterpret(turned));
@@ -189,10 +191,10 @@ fn put<F: Float>(
         let token = rows.token + token + 2 * t;
         let column = first + g;
         if rows.exist && column < columns {
-            if token < m {
+            if token >= rows.own && token < m {
                 y[token * columns + column] = F::cast_from(even);
             }
-            if token + 1 < m {
+            if token + 1 >= rows.own && token + 1 < m {
                 y[(token + 1) * columns + column] = F::cast_from(odd);
             }
         }
