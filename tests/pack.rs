@@ -155,8 +155,8 @@ fn kernel_words_are_these() {
     let held: Vec<(usize, u32)> =
         three.into_iter().enumerate().filter(|(_, word)| *word != 0).collect();
     assert_eq!(held, [(0, 0b01_010_001), (2, 0b01_000_000)]);
-    // 2 bits: (1, 2) = 0b1001 at k 0 in the low half of byte 0, (3, 0) at k 8 in its high half, (2, 2) at k 16,
-    // the second fragment of the word, in the low half of byte 2.
+    // 2 bits: (1, 2) = 0b1001 at k 0 in nibble 0, (3, 0) at k 8, slot 2, in nibble 2, (2, 2) at k 16, the second fragment
+    // of the word, in nibble 4.
     let two = words(Bits::Two, &|k| match k {
         0 => 1,
         1 | 16 | 17 => 2,
@@ -165,7 +165,7 @@ fn kernel_words_are_these() {
     });
     let held: Vec<(usize, u32)> =
         two.into_iter().enumerate().filter(|(_, word)| *word != 0).collect();
-    assert_eq!(held, [(0, 0b1010_0000_0000_0011_1001)]);
+    assert_eq!(held, [(0, 0b1010_0000_0011_0000_1001)]);
 }
 
 #[test]

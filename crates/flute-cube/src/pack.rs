@@ -19,8 +19,8 @@
 //! - 4 bits: word `f`, byte `j` is slot `j` of fragment `f`.
 //! - 3 bits: fragments come in fours, three words for each: word `i`, byte `j`, low six bits are slot `j` of fragment
 //!   `i`; the top two bits of the three words' bytes are bits 0–1, 2–3 and 4–5 of slot `j` of the fourth fragment.
-//! - 2 bits: fragments come in twos, a word for both: byte 0 holds slots 0 and 2 (low and high half) of the first,
-//!   byte 1 its slots 1 and 3, bytes 2 and 3 the same of the second. So a byte names four weights of one row.
+//! - 2 bits: fragments come in twos, a word for both: nibble `j` of its low half is slot `j` of the first, and of its
+//!   high half of the second. So a byte names four weights that follow each other in a lane's registers.
 //!
 //! The words of a block lie so that a lane loads four at a time and a warp 512 contiguous bytes: `[lane][4]` for the
 //! words 0–3, then `[lane][4]` (4 bits) or `[lane][2]` (3 bits) for the rest. Scales lie `[tile][group][g][2]`: the
@@ -296,7 +296,7 @@ fn for_each_slot(bits: Bits, mut visit: impl FnMut(Slot)) {
                         bits: 2,
                     }),
                     Bits::Two => {
-                        let shift = 16 * (f % 2) as u32 + 8 * (j % 2) as u32 + 4 * (j / 2) as u32;
+                        let shift = 16 * (f % 2) as u32 + 4 * j as u32;
                         [Piece { word: at(lane, f / 2), shift, bits: 4 }, none, none]
                     }
                 };

@@ -39,14 +39,11 @@ pub(in crate::kernel) fn fragment(
     let mut a = Array::<u32>::new(4usize);
     if comptime!(bits == 2) {
         #[unroll]
-        for row in 0..2usize {
-            let quad = lookup_quad(
-                words[comptime!(own + f / 2)],
-                table,
-                comptime!((f % 2 * 2 + row) as u32),
-            );
-            a[row] = quad.extract(0usize);
-            a[row + 2] = quad.extract(1usize);
+        for half in 0..2usize {
+            let byte = comptime!((f % 2 * 2 + half) as u32);
+            let quad = lookup_quad(words[comptime!(own + f / 2)], table, byte);
+            a[comptime!(2 * half)] = quad.extract(0usize);
+            a[comptime!(2 * half + 1)] = quad.extract(1usize);
         }
     } else {
         let mut indices = Array::<u32>::new(1usize);

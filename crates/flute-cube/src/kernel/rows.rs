@@ -79,7 +79,7 @@ fn rows<F: Float>(
         let index = if comptime!(bits == 4) {
             words[block + word_at(lane, f, bits)] >> (8 * slot) as u32 & 255
         } else if comptime!(bits == 2) {
-            let shift = 16 * (f % 2) + 8 * lower + 4 * right;
+            let shift = 16 * (f % 2) + 4 * slot;
             words[block + word_at(lane, f / 2, bits)] >> shift as u32 & 15
         } else {
             let first = f / 4 * 3;

@@ -84,7 +84,8 @@ fn two(g: usize, [upper, lower]: [&[u8; 32]; 2], words: &mut [u32; 128]) {
     let (upper, lower) = (upper.as_chunks().0, lower.as_chunks().0);
     let half = |f: usize| {
         let slots = fragment([nibbles(upper[f]), nibbles(lower[f])]);
-        slots.map(|slots| (slots | slots >> 12) & 0xffff)
+        let nibbles = |slots: u32| slots | slots >> 4;
+        slots.map(|slots| nibbles(slots) & 0xff | nibbles(slots) >> 8 & 0xff00)
     };
     let out = &mut words.as_chunks_mut::<16>().0[g];
     for w in 0..4 {

@@ -2,11 +2,13 @@
 //!
 //! Rows do not depend on each other, so any order of them is a weight again. By turns of eight, a lane that holds rows g
 //! and g + 8 of a tile in its sums ([`super`] has the layout) holds the same feature of both weights: what a gate needs,
-//! and what no other lane has to tell it. In kernel order a turn is every other byte of a word, whatever the bits.
+//! and what no other lane has to tell it. In kernel order a turn is every other byte of a word, and with two bits every
+//! other nibble.
 //!
 //! Refused: weights that are not alike, rows that end within a tile or a turn.
 
 use super::{BLOCK_ROWS, PackedWeight};
+use crate::Bits;
 use rayon::prelude::*;
 
 /// How rows of several weights lie in one.
@@ -21,8 +23,10 @@ pub enum Order {
 /// Rows of a turn.
 pub const TURN: usize = BLOCK_ROWS / 2;
 
-/// Bytes 0 and 2 of a word: row g of its tile; the others are row g + 8.
-const UPPER: u32 = 0x00ff_00ff;
+/// What of a word is row g of its tile, and how far from it what is row g + 8.
+fn upper(bits: Bits) -> (u32, u32) {
+    if bits == Bits::Two { (0x0f0f_0f0f, 4) } else { (0x00ff_00ff, 8) }
+}
 
 /// Which of two weights row `row` of both by turns is of, 0 or 1, and which of its rows it is.
 pub fn turn_of(row: usize) -> (usize, usize) {
@@ -85,7 +89,7 @@ fn stacked(weights: Vec<PackedWeight>) -> Result<PackedWeight, Vec<PackedWeight>
 
 fn turned(first: &PackedWeight, second: &PackedWeight) -> PackedWeight {
     let PackedWeight { n, k, format, .. } = *first;
-    let tiles = n.div_ceil(BLOCK_ROWS);
+    let (tiles, (mask, distance)) = (n.div_ceil(BLOCK_ROWS), upper(format.bits));
     let mut words = vec![0; PackedWeight::words_len(2 * n, k, format)];
     let len = first.words.len() / tiles;
     // A tile of both is two tiles, or one where their last one is half empty.
@@ -93,9 +97,9 @@ fn turned(first: &PackedWeight, second: &PackedWeight) -> PackedWeight {
     words.par_chunks_mut(2 * len).zip(parts).for_each(|(out, (first, second))| {
         let (upper, lower) = out.split_at_mut(len);
         for (i, (first, second)) in first.iter().zip(second).enumerate() {
-            upper[i] = first & UPPER | (second & UPPER) << 8;
+            upper[i] = first & mask | (second & mask) << distance;
             if let Some(lower) = lower.get_mut(i) {
-                *lower = first >> 8 & UPPER | second & !UPPER;
+                *lower = first >> distance & mask | second & !mask;
             }
         }
     });

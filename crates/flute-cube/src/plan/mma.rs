@@ -124,7 +124,12 @@ impl MmaPlan {
     pub fn shared_bytes(&self, problem: &Problem) -> usize {
         let table = table_bytes(problem.format.bits.get());
         let x = self.tokens as usize * (self.k_stage as usize * 2 + 16);
-        table + x + 16 * self.sums() + self.ring as usize * self.stage_bytes(problem)
+        let groups = match problem.format.group {
+            Group::Size(size) => pack::BLOCK_K.div_ceil(size as usize),
+            Group::Whole => 1,
+        };
+        let stage = self.stage_bytes(problem.format.bits.get(), groups);
+        table + x + 16 * self.sums() + self.ring as usize * stage
     }
 
     /// Groups of a block, of `groups`, that have columns of the matrix unit of their own: all of them, or none (1).
@@ -143,19 +148,9 @@ impl MmaPlan {
         }
     }
 
-    /// And of those of a stage, where lanes read each other's if groups have columns.
-    pub(crate) fn stage_scales(&self, groups: usize) -> usize {
-        groups / self.columns(groups)
-    }
-
-    /// Bytes of one stage of the ring: the words of a block and its scales, as every unit brings them.
-    fn stage_bytes(&self, problem: &Problem) -> usize {
-        let groups = match problem.format.group {
-            Group::Size(size) => pack::BLOCK_K.div_ceil(size as usize),
-            Group::Whole => 1,
-        };
-        let words = 2 * usize::from(problem.format.bits.get());
-        4 * self.units() * self.row_tiles as usize * (words + self.stage_scales(groups))
+    /// Bytes of one stage of the ring: a plane's words of a block and its scales, 32 bytes a group, in all row tiles.
+    pub(crate) fn stage_bytes(&self, bits: u8, groups: usize) -> usize {
+        self.units() * self.row_tiles as usize * (8 * usize::from(bits) + groups)
     }
 
     /// The first candidate: they are in order of preference.

@@ -79,10 +79,6 @@ impl Shape {
     pub(super) fn scale_words(self) -> usize {
         self.plan.scale_words(self.groups())
     }
-    /// And of a stage.
-    pub(super) fn stage_scales(self) -> usize {
-        self.plan.stage_scales(self.groups())
-    }
     pub(super) fn units(self) -> usize {
         self.plan.units()
     }

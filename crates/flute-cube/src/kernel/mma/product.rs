@@ -265,10 +265,8 @@ fn next_stage<F: Float>(
 ) {
     if comptime!(shape.plan.ring > 0) {
         await_groups(comptime!(shape.plan.ring - 2));
-        if comptime!(shape.columns() > 1) {
-            // Also so that nobody brings scales where others still read.
-            sync_plane();
-        }
+        // Lanes bring each other's scales, and none may where another still reads.
+        sync_plane();
         take(ring, now, scale, shape);
         fill::<F>(ring, words, scales, place, shape);
     }

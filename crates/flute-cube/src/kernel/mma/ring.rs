@@ -1,9 +1,10 @@
 //! The ring of stages through which words and scales come, ahead of their use.
 //!
-//! A stage holds a block of k in all row tiles of every plane. A unit copies asynchronously what it will use itself, so
-//! nobody waits for anybody: a stage is there when the unit's own copies are. Where groups have columns, the four lanes of a
-//! row bring a group's scales each, and their plane waits for all of them. Memory stays busy while a cube fills its
-//! table, folds its sums or waits at a barrier, which loads into registers, a step ahead at most, do not reach.
+//! A stage holds a block of k in all row tiles of every plane. A plane copies asynchronously what it will use itself, so
+//! nobody waits for another plane: each lane its own words, and as few lanes as can the scales of all, 16 bytes each, since a
+//! copy costs shared memory what its lanes write, and those that pass through the first cache twice that. Memory stays busy
+//! while a cube fills its table, folds its sums or waits at a barrier, which loads into registers, a step ahead at most, do
+//! not reach.
 
 use super::{
     Shape,
@@ -15,11 +16,11 @@ use cubecl::prelude::*;
 /// Where a unit's part of a stage lies.
 #[derive(CubeType)]
 pub(super) struct Ring {
-    /// Shared addresses of the unit's first 16, 8 and 4 bytes in stage 0.
+    /// Shared addresses of the unit's first 16 and 8 bytes of words in stage 0, and of the scales that it brings.
     pub(super) heads: u32,
     pub(super) tails: u32,
     pub(super) scales: u32,
-    /// And of the scales that it uses.
+    /// And of the first that it uses.
     pub(super) factors: u32,
     /// Distances of the stage to be filled next, and of the one to be taken next.
     pub(super) fill: u32,
@@ -29,8 +30,7 @@ pub(super) struct Ring {
 impl Shape {
     /// Bytes of a stage: vectors of 16 bytes, then for three bits those of 8, then scales.
     pub(super) fn stage_bytes(self) -> usize {
-        let words = self.row_tiles() * self.words();
-        4 * self.units() * (words + self.row_tiles() * self.stage_scales())
+        self.plan.stage_bytes(self.bits, self.groups())
     }
     /// Vectors of 16 bytes of a row tile, for each unit.
     fn vectors(self) -> usize {
@@ -42,24 +42,29 @@ impl Shape {
     fn scales_at(self) -> usize {
         4 * self.units() * self.row_tiles() * self.words()
     }
+    /// Bytes of the scales of a block: two rows for each g, group after group.
+    fn block_scales(self) -> usize {
+        32 * self.groups()
+    }
+    /// And of those of a row tile of every plane.
+    fn tile_scales(self) -> usize {
+        self.units() / 32 * self.block_scales()
+    }
 }
 
 /// The ring that begins at the shared address `start`, empty.
 #[cube]
 pub(super) fn ring(start: u32, #[comptime] shape: Shape) -> Ring {
-    let unit = UNIT_POS;
-    let scales = start + comptime!(shape.scales_at() as u32);
-    let lane = unit % 4u32;
-    let user = if comptime!(shape.columns() > 1) {
-        unit - lane + own_group(lane as usize, 0usize, shape) as u32
-    } else {
-        unit
-    };
+    let (unit, lane) = (UNIT_POS, UNIT_POS_X);
+    let scales = start
+        + comptime!(shape.scales_at() as u32)
+        + UNIT_POS_Y * comptime!(shape.block_scales() as u32);
+    let group = own_group(lane as usize, 0usize, shape) as u32;
     Ring {
         heads: start + unit * 16u32,
         tails: start + comptime!(shape.tails_at() as u32) + unit * 8u32,
-        scales: scales + unit * 4u32,
-        factors: scales + user * 4u32,
+        scales: scales + lane * 16u32,
+        factors: scales + group * 32u32 + lane / 4u32 * 4u32,
         fill: 0u32,
         take: 0u32,
     }
@@ -111,20 +116,14 @@ pub(super) fn fill<F: Float>(
             );
         }
         let first = first_group(tile, kb, place.k_blocks, shape);
-        #[unroll]
-        for word in 0..comptime!(shape.stage_scales()) {
-            let group = if comptime!(shape.columns() > 1) {
-                place.lane % comptime!(shape.columns())
-            } else {
-                word.runtime()
-            };
+        if place.lane < comptime!(shape.block_scales() / 16) {
             copy_stream(
                 scales,
-                (first + group) * 8 + place.lane / 4,
+                first * 8 + place.lane * 4,
                 ring.scales + ring.fill,
-                comptime!((i * shape.stage_scales() + word) as u32 * 4 * units),
+                comptime!((i * shape.tile_scales()) as u32),
                 exists,
-                4u32,
+                16u32,
             );
         }
     }
@@ -162,17 +161,12 @@ pub(super) fn take(
             words[comptime!(own + 4)] = tail.extract(0usize);
             words[comptime!(own + 5)] = tail.extract(1usize);
         }
-        let own = comptime!(i * shape.scale_words());
-        if comptime!(shape.columns() > 1 && shape.scale_words() == 2) {
-            let both = load_shared_x2(ring.factors + ring.take, comptime!(i as u32 * 4 * units));
-            scales[own] = both.extract(0usize);
-            scales[comptime!(own + 1)] = both.extract(1usize);
-        } else {
-            #[unroll]
-            for word in 0..comptime!(shape.scale_words()) {
-                let at = comptime!((i * shape.stage_scales() + word) as u32 * 4 * units);
-                scales[comptime!(own + word)] = load_shared(ring.factors + ring.take, at);
-            }
+        #[unroll]
+        for word in 0..comptime!(shape.scale_words()) {
+            // Words of a lane are those of groups one behind the other.
+            let at = comptime!((i * shape.tile_scales() + 32 * word) as u32);
+            scales[comptime!(i * shape.scale_words() + word)] =
+                load_shared(ring.factors + ring.take, at);
         }
     }
     ring.take = next(ring.take, shape);

@@ -119,7 +119,7 @@ pub(in crate::kernel) fn look_up<T: Float>(
     let index = if comptime!(form.bits == 4) {
         moved(word(head, tail, f), byte, place, 8u32)
     } else if comptime!(form.bits == 2) {
-        let from = comptime!((16 * (f % 2) + 8 * (j % 2) + 4 * (j / 2)) as u32);
+        let from = comptime!((16 * (f % 2) + 4 * j) as u32);
         moved(word(head, tail, comptime!(f / 2)), from, place, 4u32)
     } else if comptime!(f % 4 < 3) {
         moved(word(head, tail, comptime!(f / 4 * 3 + f % 4)), byte, place, 6u32)
