@@ -34,6 +34,7 @@ pub(crate) fn all(problem: &Problem, limits: &Limits) -> Vec<Plan> {
                         k_stage: 0,
                         held: 0,
                         ring,
+                        bulk: limits.bulk && ring > 0,
                         split,
                         cluster: split > 1,
                         resident,

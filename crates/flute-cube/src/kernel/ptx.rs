@@ -218,6 +218,55 @@ pub(in crate::kernel) fn commit_copies() {
     gpu_asm!("cp.async.commit_group;");
 }
 
+/// Whether this is the one lane of its plane, always the same, that does what one lane is enough for. The compiler knows that it is
+/// one, and so keeps what bulk copies want in registers of the plane.
+#[cube]
+pub(in crate::kernel) fn elect() -> bool {
+    let elected: u32;
+    gpu_asm!(
+        "{{ .reg .pred p; elect.sync _|p, 0xffffffff; selp.u32 {e}, 1, 0, p; }}",
+        e = out(_) elected,
+    );
+    elected == 1u32
+}
+
+/// Makes a barrier at a distance from a shared address, for one arrival a phase.
+#[cube]
+pub(in crate::kernel) fn init_barrier(barrier: u32, #[comptime] distance: u32) {
+    gpu_asm!(
+        "mbarrier.init.shared::cta.b64 [{b} + {d}], 1;",
+        b = in(_) u32::reinterpret(barrier), d = const distance,
+    );
+}
+
+/// Waits until the phase of `parity` of a barrier is over.
+#[cube]
+pub(in crate::kernel) fn await_phase(barrier: u32, parity: u32) {
+    gpu_asm!(
+        "{{ .reg .pred p; WAIT: mbarrier.try_wait.parity.shared::cta.b64 p, [{b}], {p}; @p bra DONE; bra WAIT; DONE: }}",
+        b = in(_) u32::reinterpret(barrier), p = in(_) u32::reinterpret(parity),
+    );
+}
+
+/// `bytes` from memory to a distance from the shared address `target`, one unit's work. The barrier counts them.
+#[cube]
+pub(in crate::kernel) fn copy_bulk<T: CubePrimitive>(
+    source: &[T],
+    at: usize,
+    target: u32,
+    #[comptime] distance: u32,
+    #[comptime] bytes: u32,
+    barrier: u32,
+) {
+    // SAFETY: the caller's index; the kernel's launch measured the buffer.
+    let pointer = unsafe { source[at..].as_ptr_unchecked() };
+    gpu_asm!(
+        "{{ .reg .b32 t; add.u32 t, {t}, {d}; cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [t], [{p}], {n}, [{b}]; }}",
+        t = in(_) u32::reinterpret(target), d = const distance, p = in(_) pointer, n = const bytes,
+        b = in(_) u32::reinterpret(barrier),
+    );
+}
+
 /// Waits for the unit's own groups of copies but the `newest`.
 #[cube]
 pub(in crate::kernel) fn await_groups(#[comptime] newest: u32) {

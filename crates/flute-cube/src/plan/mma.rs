@@ -30,6 +30,8 @@ pub struct MmaPlan {
     /// Steps of words and scales that have room in shared memory, all but one of them ahead of their use; 0 if a plane
     /// loads them into registers, one step ahead.
     pub ring: u32,
+    /// Whether one lane of a plane brings a stage by bulk copies, Hopper and later; else every lane copies its part.
+    pub bulk: bool,
     /// Cubes that share rows of W and split k.
     pub split: u32,
     /// Whether those cubes are a cluster and fold their sums through each other's shared memory; else through memory
@@ -62,9 +64,14 @@ impl MmaPlan {
         8 * (self.tokens as usize).div_ceil(2).min(4)
     }
 
+    /// Row tiles whose sums are one vector of four: two where a token has but two in each.
+    pub(crate) fn paired(&self) -> usize {
+        if self.tokens == 1 && self.row_tiles.is_multiple_of(2) { 2 } else { 1 }
+    }
+
     /// Vectors of four sums that a plane leaves for one block of rows.
     pub(crate) fn plane_sums(&self) -> usize {
-        self.row_tiles as usize * self.token_tiles() * self.live_lanes()
+        self.row_tiles as usize / self.paired() * self.token_tiles() * self.live_lanes()
     }
 
     /// Vectors of four sums of a cube.
@@ -148,9 +155,11 @@ impl MmaPlan {
         }
     }
 
-    /// Bytes of one stage of the ring: a plane's words of a block and its scales, 32 bytes a group, in all row tiles.
+    /// Bytes of one stage of the ring: a plane's words of a block and its scales, 32 bytes a group, in all row tiles, and a
+    /// barrier of 8 bytes.
     pub(crate) fn stage_bytes(&self, bits: u8, groups: usize) -> usize {
-        self.units() * self.row_tiles as usize * (8 * usize::from(bits) + groups)
+        let tiles = self.units() * self.row_tiles as usize * (8 * usize::from(bits) + groups);
+        tiles + (self.units() / 4).next_multiple_of(16)
     }
 
     /// The first candidate: they are in order of preference.
@@ -212,6 +221,7 @@ impl MmaPlan {
         let cluster = if self.cluster { self.split as usize } else { 0 };
         for (what, needed, offered) in [
             ("cubes a cluster", cluster, clusters),
+            ("bulk copies", self.bulk.into(), limits.bulk.into()),
             ("bytes of shared memory", self.shared_bytes(problem), limits.shared_bytes),
             ("units a cube", self.units(), limits.cube_units),
         ] {
@@ -233,6 +243,7 @@ impl fmt::Display for MmaPlan {
             k_stage,
             held,
             ring,
+            bulk,
             split,
             cluster,
             resident,
@@ -240,7 +251,7 @@ impl fmt::Display for MmaPlan {
         } = self;
         write!(
             f,
-            "mma planes={planes_n}x{planes_k} row_tiles={row_tiles} tokens={tokens} k_stage={k_stage} held={held} ring={ring} split={split} cluster={cluster} resident={resident} slots={slots}"
+            "mma planes={planes_n}x{planes_k} row_tiles={row_tiles} tokens={tokens} k_stage={k_stage} held={held} ring={ring} bulk={bulk} split={split} cluster={cluster} resident={resident} slots={slots}"
         )
     }
 }

@@ -3,11 +3,11 @@
 use super::{
     Shape,
     ptx::{
-        F4, U4, after_barrier, await_copies, await_groups, commit_copies, load_matrices, mma,
+        F4, U4, after_barrier, await_copies, commit_copies, load_matrices, mma,
         shared_address,
     },
-    ring::{Ring, fill, ring, take},
-    sums::{Rows, fold_planes, meet, store, sum_columns},
+    ring::{Ring, await_stage, fill, ring, take},
+    sums::{Rows, fold_planes, meet, pair, store, sum_columns},
     tokens::{Part, stage},
     weight::{Place, factors, load},
 };
@@ -230,11 +230,16 @@ fn product<F: Float, Y: Float, W: Size>(
         } else {
             if lane % 4 < comptime!(shape.live()) {
                 let live = lane / 4 * comptime!(shape.live()) + lane % 4;
+                let paired = comptime!(plan.paired());
                 #[unroll]
-                for i in 0..comptime!(shape.row_tiles() * shape.token_tiles()) {
+                for i in 0..comptime!(shape.row_tiles() / paired * shape.token_tiles()) {
                     let at = (slot * comptime!((plan.planes_n * plan.planes_k) as usize) + plane)
                         * comptime!(shape.plane_sums());
-                    sums[at + i * comptime!(plan.live_lanes()) + live] = acc[i];
+                    let mut own = acc[comptime!(paired * i)];
+                    if comptime!(paired == 2) {
+                        own = pair(own, acc[comptime!(2 * i + 1)]);
+                    }
+                    sums[at + i * comptime!(plan.live_lanes()) + live] = own;
                 }
             }
             slot += 1;
@@ -264,9 +269,7 @@ fn next_stage<F: Float>(
     #[comptime] shape: Shape,
 ) {
     if comptime!(shape.plan.ring > 0) {
-        await_groups(comptime!(shape.plan.ring - 2));
-        // Lanes bring each other's scales, and none may where another still reads.
-        sync_plane();
+        await_stage(&*ring, shape);
         take(ring, now, scale, shape);
         fill::<F>(ring, words, scales, place, shape);
     }

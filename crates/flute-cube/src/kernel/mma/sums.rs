@@ -42,6 +42,24 @@ pub(super) fn sum_columns(acc: F4, #[comptime] shape: Shape) -> F4 {
     sum
 }
 
+/// The sums of two row tiles, of which each has the first column alone: those of `second` in the second.
+#[cube]
+pub(super) fn pair(first: F4, second: F4) -> F4 {
+    let mut both = first;
+    both.insert(1usize, second.extract(0usize));
+    both.insert(3usize, second.extract(2usize));
+    both
+}
+
+/// What [`pair`] took as its second.
+#[cube]
+fn second(both: F4) -> F4 {
+    let mut second = both;
+    second.insert(0usize, both.extract(1usize));
+    second.insert(2usize, both.extract(3usize));
+    second
+}
+
 /// Waits for all who fold their sums together: the cube, or its cluster.
 #[cube]
 pub(super) fn meet(#[comptime] shape: Shape) {
@@ -99,13 +117,17 @@ pub(super) fn fold_planes<F: Float, Y: Float>(
         let (accumulator, live) =
             (rest / comptime!(shape.plan.live_lanes()), rest % comptime!(shape.plan.live_lanes()));
         let lane = live / comptime!(shape.live()) * 4 + live % comptime!(shape.live());
+        let paired = comptime!(shape.plan.paired());
         let (i, j) = (
-            accumulator / comptime!(shape.token_tiles()),
+            accumulator / comptime!(shape.token_tiles()) * paired,
             accumulator % comptime!(shape.token_tiles()),
         );
         let tile =
             (slot * comptime!(shape.planes_n()) + plane_n) * comptime!(shape.row_tiles()) + i;
         store::<F, Y>(y, bias, sum, rows, tile, token_first + j * 8, lane, shape);
+        if comptime!(paired == 2) {
+            store::<F, Y>(y, bias, second(sum), rows, tile + 1, token_first, lane, shape);
+        }
         item += comptime!(cubes * shape.units());
     }
 }

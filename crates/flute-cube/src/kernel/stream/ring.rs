@@ -18,7 +18,7 @@ use super::Shape;
 use crate::{
     kernel::{
         overlap::follow,
-        ptx::{U4, shared_address},
+        ptx::{U4, await_phase, shared_address},
     },
     pack,
 };
@@ -82,15 +82,6 @@ pub(super) fn init_barriers(ring: &Ring, #[comptime] shape: Shape) {
     gpu_asm!("fence.mbarrier_init.release.cluster; fence.proxy.async.shared::cta;");
 }
 
-/// Waits until the phase of `parity` of a barrier is over.
-#[cube]
-fn wait(barrier: u32, parity: u32) {
-    gpu_asm!(
-        "{{ .reg .pred p; WAIT: mbarrier.try_wait.parity.shared::cta.b64 p, [{b}], {p}; @p bra DONE; bra WAIT; DONE: }}",
-        b = in(_) u32::reinterpret(barrier), p = in(_) u32::reinterpret(parity),
-    );
-}
-
 /// A stage: the shared addresses of its first block and of that one's scales.
 #[derive(CubeType)]
 pub(super) struct Stage {
@@ -119,7 +110,7 @@ pub(super) fn block_of(stage: &Stage, #[comptime] block: usize, #[comptime] shap
 /// Until the stage of `place` is there.
 #[cube]
 pub(super) fn wait_full(ring: &Ring, place: &Place) {
-    wait(ring.full + place.slot * 8u32, place.parity);
+    await_phase(ring.full + place.slot * 8u32, place.parity);
 }
 
 /// A plane has read the stage whose *empty* barrier is at `empty`.
@@ -234,7 +225,7 @@ fn bring_weights(
 ) {
     let plan = comptime!(shape.plan);
     let slot = ahead.place.slot;
-    wait(ring.empty + slot * 8u32, ahead.place.parity);
+    await_phase(ring.empty + slot * 8u32, ahead.place.parity);
     let bytes = comptime!(shape.weight_bytes() as u32)
         + source.brought as u32 * comptime!(2 * pack::BLOCK_K as u32 * plan.blocks);
     gpu_asm!(

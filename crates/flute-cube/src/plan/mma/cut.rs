@@ -36,6 +36,7 @@ impl Cut {
             k_stage: 0,
             held: 0,
             ring,
+            bulk: limits.bulk && ring > 0,
             split,
             cluster: limits.bulk && split > 1,
             resident,
