@@ -3,9 +3,9 @@
 use crate::device::{Guarded, Runtime, runtimes};
 use cubecl::prelude::Client;
 use flute_cube::{
-    Bits, Dtype, Error, Format, Group, Limits, MAX_DIM, Operands, PackedWeight, Plan, PortablePlan,
-    Problem, Quantized, QuantizedParts, StreamPlan, Table, TableKind, pack, qgemm, qgemm_with,
-    reference,
+    Bits, Dtype, Error, Format, Group, Limits, MAX_DIM, MmaPlan, Operands, PackedWeight, Plan,
+    PortablePlan, Problem, Quantized, QuantizedParts, StreamPlan, Table, TableKind, pack, qgemm,
+    qgemm_with, reference,
 };
 
 fn parts() -> QuantizedParts {
@@ -213,6 +213,17 @@ fn tensor_core_plans_are_refused_where_there_are_no_tensor_cores() {
 }
 
 #[test]
+fn bulk_copies_are_refused_before_hopper() {
+    let limits = Limits::nvidia("A100", 108, 163);
+    let problem = Problem { dtype: Dtype::F16, k: 4096, ..problem() };
+    let Ok(Plan::Mma(plan)) = Plan::select(&problem, &limits) else { panic!("no tensor cores") };
+    assert!(!plan.bulk, "{plan}");
+    let refused = Plan::Mma(MmaPlan { bulk: true, ..plan }).validate(&problem, &limits);
+    let (what, device) = ("bulk copies", "A100".to_string());
+    assert_eq!(refused, Err(Error::UnsupportedPlan { what, needed: 1, offered: 0, device }));
+}
+
+#[test]
 fn buffers_that_are_too_short_are_refused_by_name() {
     each_runtime(|runtime| {
         let client = &runtime.client;
@@ -264,14 +275,14 @@ fn a_plan_beyond_the_device_is_not_launched() {
 }
 
 #[test]
-fn words_that_tensor_copies_cannot_reach_are_refused_and_so_is_a_device_without_them() {
+fn words_that_copies_of_16_bytes_cannot_reach_are_refused_and_so_is_a_device_without_them() {
     each_runtime(|runtime| {
         let Runtime { client, limits, .. } = runtime;
         let problem = Problem { dtype: Dtype::F16, ..problem() };
         let weight = PackedWeight::pack(&Quantized::new(parts()).expect("valid"));
         let words = client.create_from_slice(&vec![0; 4 * weight.words.len() + 8]).offset_start(8);
         let whole = Operands::upload(client, &weight, &[1.0; 80], None, Dtype::F16);
-        let plan = Plan::Stream(StreamPlan {
+        let stream = Plan::Stream(StreamPlan {
             warpgroups: 1,
             warpgroups_k: 1,
             tiles: 1,
@@ -280,13 +291,18 @@ fn words_that_tensor_copies_cannot_reach_are_refused_and_so_is_a_device_without_
             stages: 4,
             split: 1,
         });
-        let error = qgemm_with(client, &problem, &plan, Operands { words, ..whole });
-        let error = error.expect_err("refused");
-        if limits.wgmma {
-            let what = "the buffer of words";
-            assert_eq!(error, Error::Misaligned { what, found: 8, needed: 16 });
-        } else {
-            assert!(error.is_unsupported(), "{error}");
+        let mma =
+            Plan::select(&problem, &Limits::nvidia("A100", 108, 163)).expect("a valid problem");
+        assert!(matches!(mma, Plan::Mma(_)), "{mma}");
+        for (plan, offered) in [(stream, limits.wgmma), (mma, limits.mma)] {
+            let operands = Operands { words: words.clone(), ..whole.clone() };
+            let error = qgemm_with(client, &problem, &plan, operands).expect_err("refused");
+            if offered {
+                let what = "the buffer of words";
+                assert_eq!(error, Error::Misaligned { what, found: 8, needed: 16 });
+            } else {
+                assert!(error.is_unsupported(), "{error}");
+            }
         }
     });
 }

@@ -88,7 +88,7 @@ impl Operands {
     }
 }
 
-/// Refuses words and scales that tensor copies cannot reach.
+/// Refuses words and scales that copies of 16 bytes cannot reach.
 fn aligned(operands: &Operands) -> Result<()> {
     const NEEDED: usize = 16;
     let buffers =
@@ -167,7 +167,10 @@ fn run(client: &Client, problem: &Problem, plan: &Plan, operands: Operands) -> R
     }
     match plan {
         Plan::Portable(plan) => kernel::portable::launch(client, problem, plan, &operands),
-        Plan::Mma(plan) => kernel::mma::launch(client, problem, plan, &operands),
+        Plan::Mma(plan) => {
+            aligned(&operands)?;
+            kernel::mma::launch(client, problem, plan, &operands)
+        }
         Plan::Stream(plan) => {
             aligned(&operands)?;
             kernel::stream::launch(client, problem, plan, &operands)

@@ -2,10 +2,7 @@
 
 use super::{
     Shape,
-    ptx::{
-        F4, U4, after_barrier, await_copies, commit_copies, load_matrices, mma,
-        shared_address,
-    },
+    ptx::{F4, U4, after_barrier, await_copies, commit_copies, load_matrices, mma, shared_address},
     ring::{Ring, await_stage, fill, ring, take},
     sums::{Rows, fold_planes, meet, pair, store, sum_columns},
     tokens::{Part, stage},

@@ -76,6 +76,7 @@ pub(super) fn all(problem: &Problem, limits: &Limits) -> Vec<Cut> {
     // Where x is staged part by part, half as many row tiles are what leaves the compiler registers: with all of them 4 to
     // 176 bytes spill.
     let side_by_side = |row_tiles: u32| if limits.bulk { row_tiles } else { row_tiles / 2 };
+    let small_groups = matches!(problem.format.group, Group::Size(size) if size <= 32);
     let (tiles, processors) = (problem.n.div_ceil(pack::BLOCK_ROWS), limits.processors.max(1));
     let (share, tiles) = (tiles.div_ceil(processors), tiles / processors);
     let mut cuts = match problem.m {
@@ -86,6 +87,7 @@ pub(super) fn all(problem: &Problem, limits: &Limits) -> Vec<Cut> {
             let ringed = Cut { ring: 2, ..held };
             // Most of a small share of W on its way before x is there.
             let early = Cut { ring: 3, row_tiles: 1, ..held };
+            let long = Cut { ring: 4, ..held };
             let (tall, wide) = (cut(tokens, (1, 16), 4, 1), cut(tokens, (2, 16), 2, 1));
             let (third, deep) = (cut(tokens, (1, 16), 3, 1), cut(tokens, (1, 32), 2, 1));
             let twice = cut(tokens, (1, 16), 2, 2);
@@ -116,8 +118,8 @@ pub(super) fn all(problem: &Problem, limits: &Limits) -> Vec<Cut> {
                     _ => ringed,
                 };
                 let mut cuts = match problem.k {
-                    0..=8192 => vec![even, early, ringed, tall, narrow, wide, third, deep],
-                    _ => vec![even, ringed, deep, narrow, tall, wide, third],
+                    0..=8192 => vec![even, early, ringed, long, tall, narrow, wide, third, deep],
+                    _ => vec![even, ringed, long, deep, narrow, tall, wide, third],
                 };
                 // What stages x part by part does so anew for every round.
                 cuts.sort_by_key(|cut| (cut.plan(problem, limits).k_stage as usize) < problem.k);
@@ -145,15 +147,19 @@ pub(super) fn all(problem: &Problem, limits: &Limits) -> Vec<Cut> {
             }
         }
         // The sums of four groups of two row tiles side by side leave the compiler no registers.
-        _ if matches!(problem.format.group, Group::Size(size) if size <= 32) => {
-            vec![cut(64, (8, 1), 1, 1)]
-        }
+        _ if small_groups => vec![cut(64, (8, 1), 1, 1)],
         _ => vec![cut(64, (8, 1), 2, 1), cut(64, (8, 1), 1, 1)],
     };
     if !limits.bulk {
         // The smaller cubes that fit 99 kB, and shares of k where rows are few.
         let tokens = cuts[0].tokens;
         cuts.extend([cut(tokens, (1, 8), 2, 2), cut(tokens, (1, 8), 1, 2)]);
+        // What spills otherwise: eight sums in each of four row tiles, or in the 64 registers of 32 planes, and those of four
+        // groups of a block.
+        cuts.retain(|cut| tokens != 8 || cut.row_tiles < 4 && cut.planes.0 * cut.planes.1 < 32);
+        if small_groups {
+            cuts.iter_mut().filter(|cut| !cut.hold).for_each(|cut| cut.row_tiles = 1);
+        }
         let rows = problem.n.div_ceil(32) * problem.m.div_ceil(tokens as usize);
         if 2 * rows <= limits.processors {
             cuts.insert(0, Cut { split: 2, ..cuts[0] });
