@@ -70,6 +70,7 @@ fn more_sequences_are_served_by_fewer_cubes_each() {
         bindings: 64,
         dtypes: vec![Dtype::F16],
         mma: true,
+        cooperative: vec![],
         bulk: true,
         wgmma: true,
         dense: false,

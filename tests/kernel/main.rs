@@ -17,6 +17,7 @@ mod blocks;
 mod case;
 mod choose;
 mod clusters;
+mod cooperative;
 mod decode;
 mod dense;
 mod device;

@@ -15,14 +15,18 @@ fn devices() -> Vec<Limits> {
         cube_units,
         cube_count: 65535,
         dtypes: vec![Dtype::F32, Dtype::F16],
+        cooperative: vec![],
         ..Limits::nvidia(name, 16, kilobytes)
     };
+    let cooperative = |limits: Limits| Limits { cooperative: vec![Dtype::F16], ..limits };
     vec![
         nvidia("H200", 132, 227),
         nvidia("A10", 72, 99),
         nvidia("T4", 40, 64),
         plain("WebGPU's least", 16, 256),
         plain("an integrated GPU", 32, 1024),
+        cooperative(plain("a GPU behind Vulkan", 48, 1024)),
+        cooperative(plain("a smaller one", 32, 256)),
     ]
 }
 
@@ -150,7 +154,11 @@ fn every_multiprocessor_gets_the_same_where_row_tiles_allow_it() {
 
 #[test]
 fn one_and_two_rows_take_two_tiles_through_the_portable_kernel_where_k_is_long() {
-    let limits = |kilobytes| Limits { mma: false, ..Limits::nvidia("a GPU", 16, kilobytes) };
+    let limits = |kilobytes| Limits {
+        mma: false,
+        cooperative: vec![],
+        ..Limits::nvidia("a GPU", 16, kilobytes)
+    };
     let format = Format::new(4, 128).expect("served");
     let problem =
         Problem { m: 1, n: 28672, k: 4096, format, dtype: Dtype::F16, bias: false, gate: None };

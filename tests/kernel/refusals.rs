@@ -29,6 +29,7 @@ fn small() -> Limits {
     let mut limits = Limits::nvidia("a small device", 4, 2);
     limits.runtime = "wgpu".into();
     limits.mma = false;
+    limits.cooperative = vec![];
     limits.cube_units = 128;
     limits.dtypes = vec![Dtype::F32];
     limits

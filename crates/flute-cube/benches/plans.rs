@@ -1,6 +1,6 @@
 //! Every plan of a problem, checked and timed: what the planner's rules are calibrated with. `--selected` times the
 //! planner's choice alone, `--grid` more plans than it considers, `--only a+b` those whose names contain both, `--skip a`
-//! no others than those whose names do not.
+//! no others than those whose names do not; `--check` first says how far the result of each is from the portable plan's.
 //!
 //! `cargo bench --bench plans -- --shape 4096x4096 --m 1,16 --bits 4,3,2 --group 128 --top 5`. Timings are graph
 //! replays over copies of the weights that together exceed any cache. Several of these programs (`--peers N`) with the
@@ -11,6 +11,8 @@
 
 #[path = "plans/attend.rs"]
 mod attend;
+#[path = "plans/check.rs"]
+mod check;
 #[path = "plans/gate.rs"]
 mod gate;
 #[path = "plans/grid.rs"]
@@ -37,6 +39,7 @@ struct Options {
     skip: String,
     grid: bool,
     selected: bool,
+    check: bool,
     lock: Option<String>,
     peers: usize,
     attend: Vec<[usize; 3]>,
@@ -85,6 +88,7 @@ fn options() -> Options {
         skip: value("--skip", "nothing"),
         grid: std::env::args().any(|a| a == "--grid"),
         selected: std::env::args().any(|a| a == "--selected"),
+        check: std::env::args().any(|a| a == "--check"),
         lock: Some(value("--lock", "")).filter(|file| !file.is_empty()),
         peers: list("--peers", "1")[0],
         attend: value("--attend", "").split(',').filter_map(heads).collect(),
@@ -221,7 +225,10 @@ impl Sweep {
             options.wants(plan)
                 && workload.check(plan).inspect_err(|error| println!("{plan}: {error}")).is_ok()
         };
-        let plans = plans.into_iter().filter(wanted).collect();
+        let plans: Vec<Plan> = plans.into_iter().filter(wanted).collect();
+        if options.check {
+            check::check(client, &workload, problem, &plans)?;
+        }
         Ok(Self { problem: *problem, workload, plans, selected })
     }
 

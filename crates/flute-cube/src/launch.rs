@@ -167,6 +167,7 @@ fn run(client: &Client, problem: &Problem, plan: &Plan, operands: Operands) -> R
     }
     match plan {
         Plan::Portable(plan) => kernel::portable::launch(client, problem, plan, &operands),
+        Plan::Cooperative(plan) => kernel::cooperative::launch(client, problem, plan, &operands),
         Plan::Mma(plan) => {
             aligned(&operands)?;
             kernel::mma::launch(client, problem, plan, &operands)

@@ -66,7 +66,7 @@ pub use limits::Limits;
 pub use next::{Cluster, NextBuffers, attend_next, attend_next_with};
 pub use norm::{Norm, NormBuffers, Residual, norm};
 pub use pack::PackedWeight;
-pub use plan::{DensePlan, MmaPlan, Plan, PortablePlan, StreamPlan};
+pub use plan::{CooperativePlan, DensePlan, MmaPlan, Plan, PortablePlan, StreamPlan};
 pub use problem::Problem;
 pub use quantized::{MAX_DIM, Quantized, QuantizedParts};
 pub use rotate::{Rotate, RotateBuffers, rotate};

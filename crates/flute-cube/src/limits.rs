@@ -3,7 +3,7 @@
 
 use crate::{Dtype, Error, Result, dense};
 use cubecl::{
-    features::{Plane, Tma, TypeUsage},
+    features::{MmaConfig, Plane, Tma, TypeUsage},
     prelude::Client,
 };
 
@@ -30,6 +30,8 @@ pub struct Limits {
     pub dtypes: Vec<Dtype>,
     /// Whether `mma.sync.m16n8k16` and inline PTX are there: CUDA from compute capability 8.0 on.
     pub mma: bool,
+    /// Types of which a plane multiplies cooperative matrices of 16 × 16 × 16 into f32 sums.
+    pub cooperative: Vec<Dtype>,
     /// Whether bulk copies, bulk prefetches and clusters of cubes are there: CUDA from compute capability 9.0 on.
     pub bulk: bool,
     /// Whether `wgmma` is there: CUDA of compute capability 9.0, no less and no more.
@@ -49,6 +51,12 @@ impl Limits {
             usage
                 .is_some_and(|u| u.contains(TypeUsage::Buffer) && u.contains(TypeUsage::Conversion))
         };
+        let multiplied = |dtype: &Dtype| {
+            let (operand, sum) = (dtype.elem(), Dtype::F32.elem());
+            let shape =
+                MmaConfig { a_type: operand, b_type: operand, cd_type: sum, m: 16, n: 16, k: 16 };
+            served(dtype) && features.matmul.cmma.contains(&shape)
+        };
         let runtime = client.name().to_string();
         Self {
             name: properties.identity.name.clone(),
@@ -65,6 +73,7 @@ impl Limits {
             bindings: hardware.max_bindings as usize,
             dtypes: Dtype::ALL.into_iter().filter(served).collect(),
             mma: runtime == "cuda" && features.copy_async && !features.matmul.mma.is_empty(),
+            cooperative: Dtype::ALL.into_iter().filter(multiplied).collect(),
             bulk: runtime == "cuda" && features.tma.contains(Tma::Base),
             // The tensor copies of 9.0 without those that 10.0 added: later devices dropped the instruction.
             wgmma: runtime == "cuda"
@@ -89,6 +98,7 @@ impl Limits {
             bindings: 1024,
             dtypes: Dtype::ALL.to_vec(),
             mma: true,
+            cooperative: vec![Dtype::F16, Dtype::BF16],
             bulk: shared_kb == 227,
             wgmma: shared_kb == 227,
             dense: false,

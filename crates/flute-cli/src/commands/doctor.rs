@@ -83,13 +83,15 @@ fn gpu(limits: &Limits) -> flute_cube::Result<Gpu> {
     let format = Format::new(4, 128)?;
     let problem = Problem { m: 1, n: 4096, k: 4096, format, dtype, bias: false, gate: None };
     let plan = Plan::select(&problem, limits)?;
+    let many = Plan::select(&Problem { m: 64, ..problem }, limits)?;
     Ok(Gpu {
         shared_memory_bytes: limits.shared_bytes,
         units_per_cube: limits.cube_units,
-        tensor_cores: limits.mma,
-        kernels: match plan {
-            Plan::Portable(_) => "portable, no tensor cores",
-            Plan::Mma(_) | Plan::Stream(_) | Plan::Dense(_) => "tensor cores",
+        tensor_cores: !matches!(many, Plan::Portable(_)),
+        kernels: match (plan, many) {
+            (Plan::Mma(_) | Plan::Stream(_) | Plan::Dense(_), _) => "tensor cores",
+            (_, Plan::Portable(_)) => "portable, no tensor cores",
+            _ => "portable, for many tokens cooperative matrices (tensor cores)",
         },
         plan: plan.to_string(),
         products: vec![],

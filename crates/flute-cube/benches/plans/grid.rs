@@ -1,6 +1,6 @@
 //! More plans than the planner considers.
 
-use flute_cube::{DensePlan, Limits, MmaPlan, Plan, Problem, StreamPlan};
+use flute_cube::{CooperativePlan, DensePlan, Limits, MmaPlan, Plan, Problem, StreamPlan};
 
 /// All of them.
 pub(crate) fn all(problem: &Problem, limits: &Limits) -> Vec<Plan> {
@@ -15,6 +15,7 @@ pub(crate) fn all(problem: &Problem, limits: &Limits) -> Vec<Plan> {
         _ => &[(2, 8), (4, 4), (8, 2), (8, 1), (16, 1), (16, 2), (8, 4), (4, 8)],
     };
     let mut plans = streams(problem, limits);
+    plans.extend(cooperative(problem, limits));
     let parts = [1, 2, 3, 4, 6, 8].map(|parts| Plan::Dense(DensePlan { parts }));
     plans.extend(parts.into_iter().filter(|plan| plan.validate(problem, limits).is_ok()));
     for &(planes_n, planes_k) in shapes {
@@ -94,5 +95,41 @@ fn streams(problem: &Problem, limits: &Limits) -> Vec<Plan> {
         }
     }
     plans.dedup();
+    plans
+}
+
+/// Plans on cooperative matrices, where there are tensor-core plans too.
+fn cooperative(problem: &Problem, limits: &Limits) -> Vec<Plan> {
+    let tokens = (problem.m as u32).next_power_of_two().clamp(16, 128);
+    let mut plans = vec![];
+    for planes in [2, 4, 8] {
+        for (depth, stages) in [(128, 1), (64, 2), (64, 1), (32, 2), (32, 1)] {
+            for across in [1, 2, 4] {
+                for tokens in [tokens / 2, tokens] {
+                    for split in [1, 2, 4, 8, 16] {
+                        let plan = CooperativePlan {
+                            planes,
+                            tokens,
+                            across,
+                            depth,
+                            stages,
+                            copies: 1,
+                            split,
+                        };
+                        let cubes = problem.n.div_ceil(plan.rows())
+                            * problem.m.div_ceil(tokens as usize)
+                            * split as usize;
+                        // Fewer leave most of a large device alone; of more, none gains by a further fold.
+                        let fills = (64..2048).contains(&cubes) || split == 1;
+                        let plan = plan.fitting(problem, limits).map(Plan::Cooperative);
+                        let serves = |plan: &Plan| plan.validate(problem, limits).is_ok();
+                        plans.extend(plan.filter(|plan| fills && serves(plan)));
+                    }
+                }
+            }
+        }
+    }
+    let mut seen = std::collections::HashSet::new();
+    plans.retain(|plan| seen.insert(*plan));
     plans
 }

@@ -3,6 +3,7 @@
 pub(crate) mod attend;
 pub(crate) mod blocks;
 pub(crate) mod choose;
+pub(crate) mod cooperative;
 pub(crate) mod decode;
 pub(crate) mod dense;
 mod fragment;

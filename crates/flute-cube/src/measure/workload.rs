@@ -159,12 +159,24 @@ impl Workload {
     /// # Errors
     /// What [`qgemm_with`] refuses, and [`Error::Device`].
     pub fn check(&self, plan: &Plan) -> Result<f64> {
+        Ok(self.synthetic.samples.deviation(&self.bytes(plan)?))
+    }
+
+    /// Launches `plan` once, and returns all of its result `[m, n]`.
+    ///
+    /// # Errors
+    /// What [`qgemm_with`] refuses, and [`Error::Device`].
+    pub fn result(&self, plan: &Plan) -> Result<Vec<f32>> {
+        Ok(self.synthetic.problem.dtype.decode(&self.bytes(plan)?))
+    }
+
+    fn bytes(&self, plan: &Plan) -> Result<Vec<u8>> {
         let Problem { m, n, dtype, .. } = self.synthetic.problem;
         let len = m * n * dtype.size();
         let y = self.client.create_from_slice(&vec![0xff; len.max(dtype.size())]);
         self.launch(plan, 0, &y)?;
         let bytes = self.client.read_one(y).map_err(failed("read a result"))?;
-        Ok(self.synthetic.samples.deviation(&bytes[..len]))
+        Ok(bytes[..len].to_vec())
     }
 
     /// Takes only the first `m` rows of x from now on, of as many as there were at first.

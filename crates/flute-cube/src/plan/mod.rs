@@ -3,11 +3,13 @@
 //! A plan is chosen by [`Plan::select`], listed by [`Plan::candidates`] (for tuners and tests) or made by hand. What
 //! passes [`Plan::validate`] can be launched.
 
+mod cooperative;
 mod dense;
 mod mma;
 mod portable;
 pub(crate) mod stream;
 
+pub use cooperative::CooperativePlan;
 pub use dense::DensePlan;
 pub use mma::MmaPlan;
 pub use portable::PortablePlan;
@@ -22,6 +24,8 @@ use serde::{Deserialize, Serialize};
 pub enum Plan {
     /// Plain arithmetic: every runtime.
     Portable(PortablePlan),
+    /// Cooperative matrices: Vulkan where the device offers them, for many rows of x.
+    Cooperative(CooperativePlan),
     /// Tensor cores through inline PTX: CUDA.
     Mma(MmaPlan),
     /// Hopper's warpgroup tensor cores behind rings of tensor copies: CUDA of compute capability 9.0.
@@ -47,8 +51,11 @@ impl Plan {
         if let Some(plan) = streaming.filter(|_| stream::leads(problem, limits)) {
             return Ok(Self::Stream(plan));
         }
-        Ok(match MmaPlan::select(problem, limits) {
-            Some(plan) => Self::Mma(plan),
+        if let Some(plan) = MmaPlan::select(problem, limits) {
+            return Ok(Self::Mma(plan));
+        }
+        Ok(match CooperativePlan::select(problem, limits) {
+            Some(plan) => Self::Cooperative(plan),
             None => Self::Portable(PortablePlan::select(problem, limits)),
         })
     }
@@ -66,6 +73,9 @@ impl Plan {
             plans.extend(MmaPlan::candidates(problem, limits).into_iter().map(Self::Mma));
         }
         plans.extend(DensePlan::candidates(problem, limits).into_iter().map(Self::Dense));
+        plans.extend(
+            CooperativePlan::candidates(problem, limits).into_iter().map(Self::Cooperative),
+        );
         plans.extend(PortablePlan::candidates(problem, limits).into_iter().map(Self::Portable));
         Ok(plans)
     }
@@ -78,6 +88,7 @@ impl Plan {
         problem.validate(limits)?;
         match self {
             Self::Portable(plan) => plan.validate(problem, limits),
+            Self::Cooperative(plan) => plan.validate(problem, limits),
             Self::Mma(plan) => plan.validate(problem, limits),
             Self::Stream(plan) => plan.validate(problem, limits),
             Self::Dense(plan) => plan.validate(problem, limits),
@@ -104,7 +115,7 @@ impl Plan {
         match self {
             Self::Portable(_) | Self::Mma(_) => false,
             Self::Stream(plan) => plan.scales_weights(),
-            Self::Dense(_) => true,
+            Self::Cooperative(_) | Self::Dense(_) => true,
         }
     }
 }
@@ -113,6 +124,7 @@ impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Portable(plan) => plan.fmt(f),
+            Self::Cooperative(plan) => plan.fmt(f),
             Self::Mma(plan) => plan.fmt(f),
             Self::Stream(plan) => plan.fmt(f),
             Self::Dense(plan) => plan.fmt(f),

@@ -101,8 +101,7 @@ fn word(head: Words, tail: Words, #[comptime] index: usize) -> u32 {
     if comptime!(index < 4) { head.extract(index) } else { tail.extract(comptime!(index - 4)) }
 }
 
-/// The pair of slot `j` of fragment `f`: the table in [`crate::pack`] says where its index lies. It is cut out of its
-/// word at the place where an address wants it, so that nothing is left to shift.
+/// The pair of slot `j` of fragment `f` in f32.
 #[cube]
 #[allow(clippy::too_many_arguments)]
 pub(in crate::kernel) fn look_up<T: Float>(
@@ -114,6 +113,22 @@ pub(in crate::kernel) fn look_up<T: Float>(
     #[comptime] j: usize,
     #[comptime] form: Form,
 ) -> Pair {
+    Pair::cast_from(pair_of(table, head, tail, copy, f, j, form))
+}
+
+/// The pair of slot `j` of fragment `f`: the table in [`crate::pack`] says where its index lies. It is cut out of its
+/// word at the place where an address wants it, so that nothing is left to shift.
+#[cube]
+#[allow(clippy::too_many_arguments)]
+pub(in crate::kernel) fn pair_of<T: Float>(
+    table: &Shared<[Vector<T, Const<2>>]>,
+    head: Words,
+    tail: Words,
+    copy: u32,
+    #[comptime] f: usize,
+    #[comptime] j: usize,
+    #[comptime] form: Form,
+) -> Vector<T, Const<2>> {
     let place = comptime!(form.copies.trailing_zeros());
     let byte = comptime!(8 * j as u32);
     let index = if comptime!(form.bits == 4) {
@@ -129,7 +144,7 @@ pub(in crate::kernel) fn look_up<T: Float>(
             | moved(word(head, tail, comptime!(f / 4 * 3 + 1)), from, comptime!(place + 2), 2u32)
             | moved(word(head, tail, comptime!(f / 4 * 3 + 2)), from, comptime!(place + 4), 2u32)
     };
-    Pair::cast_from(table[(index | copy) as usize])
+    table[(index | copy) as usize]
 }
 
 /// `len` bits of `word` from bit `from` on, at bit `to` of zeros.
