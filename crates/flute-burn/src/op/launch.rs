@@ -14,11 +14,12 @@ use burn_cubecl::{
 use flute_cube::{Operands, Plan, Problem, pack, tune};
 
 /// Rows of x from which on the weight is decoded once and multiplied by Burn's dense product, unless the streaming
-/// kernel multiplies or `flute_cube` has the vendor's dense product.
+/// kernel or cooperative matrices multiply or `flute_cube` has the vendor's dense product.
 /// The other kernels decode it anew for every tile of at most 64 rows: at 256 rows that took 458 µs for 28672 × 4096
 /// on an H200, where decoding (300 MB of traffic) and cuBLAS's dense product (94 µs) would take less than 200, a
 /// computed border. The streaming kernel takes 97 µs there and 359 at 1024 rows (670 TFLOP/s), where a whole
-/// model's prompt went through decoding and the untuned product at 48 TFLOP/s.
+/// model's prompt went through decoding and the untuned product at 48 TFLOP/s. Cooperative matrices take 101 µs for 512
+/// rows of 4096 × 4096 through Vulkan there, where the untuned product took 1,479 (in WGSL, which has no such matrices).
 const DENSE_FROM: usize = 129;
 
 /// The product, or with an activation its gate.
@@ -49,7 +50,8 @@ pub(super) fn qgemm(
         Err(error) => refused(error),
     };
     let plan = tune::plan(&client, &problem);
-    let served = m < DENSE_FROM || matches!(plan, Ok(Plan::Stream(_) | Plan::Dense(_)));
+    let served = m < DENSE_FROM
+        || matches!(plan, Ok(Plan::Stream(_) | Plan::Cooperative(_) | Plan::Dense(_)));
     // A buffer of no bytes is not an allocation everywhere; an empty result still gets one element.
     let len = if served { out.num_elements().max(1) } else { m * n };
     let y = client.empty(len * dtype.size());
