@@ -21,6 +21,7 @@ mod cooperative;
 mod decode;
 mod dense;
 mod device;
+mod elsewhere;
 mod gate;
 mod gated;
 mod gemv;

@@ -212,16 +212,16 @@ fn an_h200_streams_what_single_planes_are_slower_at() {
             "{shape:?}, {bits} bits, {group}: {plan}"
         );
     }
-    // Of 128 rows of x that two tiles of 64 have, 63 would be none: there rows of W share what is copied.
+    // The last tile begins so early that it is full: 65 rows of x are cut as 128 are.
     let alone = |m| match select([m, 4096, 14336], 4, 128) {
         Plan::Stream(plan) => plan.warpgroups == 1,
         other => panic!("{other}"),
     };
-    assert!(alone(128) && !alone(65));
+    assert!(alone(128) && alone(65));
 }
 
 /// What an H200 took for the products of LLaMA-3 and Gemma-2, plan by plan: of each the three fastest, and what was the
-/// planner's choice then.
+/// planner's choice then. Rings were filled lane by lane in those days, so names say nothing of bulk copies.
 const SEEN: &str = include_str!("../../docs/perf/h200-all-shapes-w4g128-f16.txt");
 
 #[test]
@@ -238,6 +238,7 @@ fn the_planner_s_choice_is_within_a_tenth_of_the_fastest_plan_that_was_seen() {
         let (n, k, m) = (number("n="), number("k="), number("m="));
         let problem = Problem { m, n, k, format, dtype: Dtype::F16, bias: false, gate: None };
         let choice = Plan::select(&problem, &limits).expect("a plan").to_string();
+        let choice = choice.replace(" bulk=true", "").replace(" bulk=false", "");
         let (mut fastest, mut chosen) = (f64::INFINITY, None);
         while let Some(line) = lines.next_if(|line| !line.starts_with("n=")) {
             let (time, plan) = line.split_once(" µs").expect("a time");

@@ -79,7 +79,12 @@ pub(super) fn all(problem: &Problem, limits: &Limits) -> Vec<Cut> {
     let small_groups = matches!(problem.format.group, Group::Size(size) if size <= 32);
     let (tiles, processors) = (problem.n.div_ceil(pack::BLOCK_ROWS), limits.processors.max(1));
     let (share, tiles) = (tiles.div_ceil(processors), tiles / processors);
-    let mut cuts = match problem.m {
+    // The sums of four groups of 32 tokens leave no registers where x is staged part by part.
+    let rows = match problem.m {
+        17..=32 if small_groups && !limits.bulk => 16,
+        m => m,
+    };
+    let mut cuts = match rows {
         0..=8 => {
             let tokens = (problem.m.max(1) as u32).next_power_of_two();
             let narrow = cut(tokens, (1, 16), 2, 1);
@@ -154,11 +159,14 @@ pub(super) fn all(problem: &Problem, limits: &Limits) -> Vec<Cut> {
         // The smaller cubes that fit 99 kB, and shares of k where rows are few.
         let tokens = cuts[0].tokens;
         cuts.extend([cut(tokens, (1, 8), 2, 2), cut(tokens, (1, 8), 1, 2)]);
+        // Nothing begins before x is there, so nothing gains by long rings.
+        cuts.retain(|cut| cut.ring < 3);
         // What spills otherwise: eight sums in each of four row tiles, or in the 64 registers of 32 planes, and those of four
         // groups of a block.
         cuts.retain(|cut| tokens != 8 || cut.row_tiles < 4 && cut.planes.0 * cut.planes.1 < 32);
         if small_groups {
-            cuts.iter_mut().filter(|cut| !cut.hold).for_each(|cut| cut.row_tiles = 1);
+            let spills = |cut: &&mut Cut| !cut.hold || cut.tokens > 8;
+            cuts.iter_mut().filter(spills).for_each(|cut| cut.row_tiles = 1);
         }
         let rows = problem.n.div_ceil(32) * problem.m.div_ceil(tokens as usize);
         if 2 * rows <= limits.processors {
