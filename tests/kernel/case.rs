@@ -12,6 +12,8 @@ pub(crate) const GROUPS: [Group; 5] =
 pub(crate) const TABLES: [TableKind; 4] =
     [TableKind::Int, TableKind::Nf, TableKind::Custom, TableKind::Pairs];
 pub(crate) const ROWS: [usize; 8] = [1, 3, 8, 16, 17, 53, 128, 257];
+/// And where there are tensor cores, whose tiles have up to 128: many of them.
+pub(crate) const MANY_ROWS: usize = 1024;
 /// (n, k): one row, edges of tiles and of groups, odd k, a few ordinary ones, and more rows than a GPU has cubes for.
 pub(crate) const SHAPES: [(usize, usize); 12] = [
     (1, 4096),

@@ -1,7 +1,7 @@
 //! Which cases run, and with which plans.
 
 use crate::{
-    case::{BITS, Case, GROUPS, Input, ROWS, SHAPES, TABLES, Weight},
+    case::{BITS, Case, GROUPS, Input, MANY_ROWS, ROWS, SHAPES, TABLES, Weight},
     device::Runtime,
     run::Work,
 };
@@ -50,7 +50,7 @@ pub(crate) fn quick(runtime: &Runtime, shard: Option<(usize, usize)>) -> Vec<Wor
     let mut seen = HashSet::new();
     let mut chosen: Vec<Work> = vec![];
     // Where plans depend on the shape there are some that only large cases have.
-    let most = if runtime.limits.mma { 1 << 30 } else { 1 << 26 };
+    let most = if runtime.limits.mma { 1 << 32 } else { 1 << 26 };
     for mut work in shuffled(runtime, most) {
         let fresh: HashSet<Plan> =
             work.plans.iter().copied().filter(|plan| seen.insert(plan.to_string())).collect();
@@ -129,6 +129,7 @@ fn cases(runtime: &Runtime, weight: Weight, thin: bool) -> Vec<Work> {
             continue;
         }
         works.extend(ROWS.map(|m| work(new(Input::Random, m))));
+        works.extend(runtime.limits.mma.then(|| work(new(Input::Random, MANY_ROWS))));
         let identity = new(Input::Identity, if thin { weight.k.min(96) } else { weight.k });
         // Plans for one row must find every weight too.
         let mut plans = candidates(identity);
