@@ -1,9 +1,9 @@
 //! The tensor-core kernel: `mma.sync.m16n8k16` with the decoded weights as its A operand. CUDA, f16 and bf16.
 //!
 //! A cube holds a copy of the pair table for each lane in shared memory, so that the 32 lookups of a warp meet 32
-//! banks. Words come from memory in fragment order, 16 bytes a lane, straight into registers, and the next ones are
-//! asked for as soon as the last ones are used up: with 32 planes a multiprocessor that keeps 32 kB and more in
-//! flight. A byte of a word is the index of a pair of weights: one `dp4a` makes it an address, one shared load brings
+//! banks. Words come from memory in fragment order, 16 bytes a lane: through a ring of stages in shared memory, or where
+//! there is no room for one straight into registers, the next ones asked for as soon as the last ones are used up, so
+//! that 32 planes a multiprocessor keep 32 kB and more in flight. A byte of a word is the index of a pair of weights: one `dp4a` makes it an address, one shared load brings
 //! the pair, and four of them are what a lane gives the matrix unit. Weights are its 16 rows, so that one token costs
 //! what eight do. Scales meet the f32 sums of a group, never the weights: products of two halves are exact in f32,
 //! which makes bf16 as good as f16.

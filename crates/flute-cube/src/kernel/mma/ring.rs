@@ -3,8 +3,8 @@
 //! A stage holds a block of k in all row tiles of every plane, and of each plane a barrier. A plane copies asynchronously
 //! what it will use itself, so nobody waits for another plane. On Hopper one lane asks for a row tile's words, and for its
 //! scales, with a bulk copy each, for which the barrier waits. Before, each lane copies its own words, and as few lanes as can
-//! the scales of all, 16 bytes each. Bulk copies cost a block some 25 instructions less, and shared memory the four cycles in
-//! which lanes write. Memory stays busy while a cube fills its table, folds its sums or waits at a barrier, which loads into
+//! the scales of all, 16 bytes each. Bulk copies spare shared memory what it takes lanes to write, two wavefronts of some fifty a
+//! block, at as many instructions. Memory stays busy while a cube fills its table, folds its sums or waits at a barrier, which loads into
 //! registers, a step ahead at most, do not reach.
 
 use super::{
@@ -23,16 +23,16 @@ pub(super) struct Ring {
     /// Shared addresses in stage 0: of the plane's words, of the unit's first 16 and 8 bytes of them, and of the scales that it
     /// brings.
     words: u32,
-    pub(super) heads: u32,
-    pub(super) tails: u32,
-    pub(super) scales: u32,
+    heads: u32,
+    tails: u32,
+    scales: u32,
     /// And of the first that it uses.
-    pub(super) factors: u32,
+    factors: u32,
     /// The barrier of the plane.
     full: u32,
     /// Distances of the stage to be filled next, and of the one to be taken next.
-    pub(super) fill: u32,
-    pub(super) take: u32,
+    fill: u32,
+    take: u32,
     /// Of the barrier of the stage to be taken next when it has come.
     parity: u32,
 }
