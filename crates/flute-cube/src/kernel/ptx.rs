@@ -1,5 +1,10 @@
 //! The PTX that CubeCL has no word for. CUDA only: whoever calls these is compiled for nothing else.
 
+mod barrier;
+
+pub(in crate::kernel) use barrier::{
+    await_bytes, await_phase, expect_bytes, init_barrier, init_counter, show_barriers,
+};
 use cubecl::prelude::*;
 
 pub(in crate::kernel) type U4 = Vector<u32, Const<4>>;
@@ -230,24 +235,6 @@ pub(in crate::kernel) fn elect() -> bool {
     elected == 1u32
 }
 
-/// Makes a barrier at a distance from a shared address, for one arrival a phase.
-#[cube]
-pub(in crate::kernel) fn init_barrier(barrier: u32, #[comptime] distance: u32) {
-    gpu_asm!(
-        "mbarrier.init.shared::cta.b64 [{b} + {d}], 1;",
-        b = in(_) u32::reinterpret(barrier), d = const distance,
-    );
-}
-
-/// Waits until the phase of `parity` of a barrier is over.
-#[cube]
-pub(in crate::kernel) fn await_phase(barrier: u32, parity: u32) {
-    gpu_asm!(
-        "{{ .reg .pred p; WAIT: mbarrier.try_wait.parity.shared::cta.b64 p, [{b}], {p}; @p bra DONE; bra WAIT; DONE: }}",
-        b = in(_) u32::reinterpret(barrier), p = in(_) u32::reinterpret(parity),
-    );
-}
-
 /// `bytes` from memory to a distance from the shared address `target`, one unit's work. The barrier counts them.
 #[cube]
 pub(in crate::kernel) fn copy_bulk<T: CubePrimitive>(
@@ -334,34 +321,6 @@ pub(in crate::kernel) fn arrive_cluster() {
 #[cube]
 pub(in crate::kernel) fn await_cluster() {
     gpu_asm!("barrier.cluster.wait.acquire.aligned;");
-}
-
-/// Makes a counter of bytes that the cluster's cubes push, at a shared address; one unit's work, seen by the others of the
-/// cluster after [`arrive_cluster`] and [`await_cluster`].
-#[cube]
-pub(in crate::kernel) fn init_counter(counter: u32) {
-    gpu_asm!(
-        "mbarrier.init.shared::cta.b64 [{b}], 1; fence.mbarrier_init.release.cluster;",
-        b = in(_) u32::reinterpret(counter),
-    );
-}
-
-/// Says how many bytes a counter waits for; once, by one unit. Some may have come before.
-#[cube]
-pub(in crate::kernel) fn expect_bytes(counter: u32, bytes: u32) {
-    gpu_asm!(
-        "mbarrier.arrive.expect_tx.shared::cta.b64 _, [{b}], {n};",
-        b = in(_) u32::reinterpret(counter), n = in(_) u32::reinterpret(bytes),
-    );
-}
-
-/// Waits until a counter has got what it waits for the first time, which is seen then.
-#[cube]
-pub(in crate::kernel) fn await_bytes(counter: u32) {
-    gpu_asm!(
-        "{{ .reg .pred p; WAIT: mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [{b}], 0; @p bra DONE; bra WAIT; DONE: }}",
-        b = in(_) u32::reinterpret(counter),
-    );
 }
 
 /// Pushes four words to the shared address `address` of the cluster's cube `rank`, whose counter lies at `counter` and counts

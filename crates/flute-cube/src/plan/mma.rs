@@ -3,7 +3,7 @@
 mod cut;
 
 use super::table_bytes;
-use crate::{Dtype, Error, Group, Limits, Problem, Result, pack};
+use crate::{Dtype, Error, Limits, Problem, Result, pack};
 use core::fmt;
 use serde::{Deserialize, Serialize};
 
@@ -131,10 +131,7 @@ impl MmaPlan {
     pub fn shared_bytes(&self, problem: &Problem) -> usize {
         let table = table_bytes(problem.format.bits.get());
         let x = self.tokens as usize * (self.k_stage as usize * 2 + 16);
-        let groups = match problem.format.group {
-            Group::Size(size) => pack::BLOCK_K.div_ceil(size as usize),
-            Group::Whole => 1,
-        };
+        let groups = pack::padded_groups(pack::BLOCK_K, problem.format);
         let stage = self.stage_bytes(problem.format.bits.get(), groups);
         table + x + 16 * self.sums() + self.ring as usize * stage
     }

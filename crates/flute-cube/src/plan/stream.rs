@@ -155,10 +155,7 @@ impl StreamPlan {
     }
 
     fn sizes(&self, problem: &Problem) -> Sizes {
-        let groups = match problem.format.group {
-            Group::Size(size) => pack::BLOCK_K.div_ceil(size as usize),
-            Group::Whole => 1,
-        };
+        let groups = pack::padded_groups(pack::BLOCK_K, problem.format);
         Sizes { plan: *self, bits: problem.format.bits.get(), groups }
     }
 

@@ -11,7 +11,7 @@ use super::{
     Shape,
     ptx::{
         await_groups, await_phase, commit_copies, copy_bulk, copy_stream, elect, expect_bytes,
-        init_barrier, load_shared, load_shared_x2, load_shared_x4,
+        init_barrier, load_shared, load_shared_x2, load_shared_x4, show_barriers,
     },
     weight::{Place, first_group, own_group, step_on},
 };
@@ -76,9 +76,9 @@ pub(super) fn ring(start: u32, #[comptime] shape: Shape) -> Ring {
         if elect() {
             #[unroll]
             for stage in 0..comptime!(shape.plan.ring as usize) {
-                init_barrier(full, comptime!((stage * shape.stage_bytes()) as u32));
+                init_barrier(full, comptime!((stage * shape.stage_bytes()) as u32), 1u32);
             }
-            gpu_asm!("fence.mbarrier_init.release.cluster; fence.proxy.async.shared::cta;");
+            show_barriers();
         }
         sync_plane();
     }

@@ -18,7 +18,7 @@ use super::Shape;
 use crate::{
     kernel::{
         overlap::follow,
-        ptx::{U4, await_phase, shared_address},
+        ptx::{U4, await_phase, expect_bytes, init_barrier, shared_address, show_barriers},
     },
     pack,
 };
@@ -71,15 +71,11 @@ pub(super) struct Ring {
 pub(super) fn init_barriers(ring: &Ring, #[comptime] shape: Shape) {
     #[unroll]
     for slot in 0..comptime!(shape.plan.stages) {
-        let full = ring.full + comptime!(slot * 8);
-        let empty = ring.empty + comptime!(slot * 8);
-        gpu_asm!("mbarrier.init.shared::cta.b64 [{b}], 1;", b = in(_) full);
-        gpu_asm!(
-            "mbarrier.init.shared::cta.b64 [{b}], {n};",
-            b = in(_) empty, n = const 4 * shape.plan.warpgroups,
-        );
+        let distance = comptime!(slot * 8);
+        init_barrier(ring.full, distance, 1u32);
+        init_barrier(ring.empty, distance, comptime!(4 * shape.plan.warpgroups));
     }
-    gpu_asm!("fence.mbarrier_init.release.cluster; fence.proxy.async.shared::cta;");
+    show_barriers();
 }
 
 /// A stage: the shared addresses of its first block and of that one's scales.
@@ -228,10 +224,7 @@ fn bring_weights(
     await_phase(ring.empty + slot * 8u32, ahead.place.parity);
     let bytes = comptime!(shape.weight_bytes() as u32)
         + source.brought as u32 * comptime!(2 * pack::BLOCK_K as u32 * plan.blocks);
-    gpu_asm!(
-        "mbarrier.arrive.expect_tx.shared::cta.b64 _, [{b}], {n};",
-        b = in(_) ring.full + slot * 8u32, n = in(_) bytes,
-    );
+    expect_bytes(ring.full + slot * 8u32, bytes);
     let number = ring.number * comptime!(plan.stages as usize) + slot as usize;
     let barrier = &full[number];
     let stage = number * comptime!(shape.stage_bytes() / 16);

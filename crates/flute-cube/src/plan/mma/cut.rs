@@ -80,11 +80,11 @@ pub(super) fn all(problem: &Problem, limits: &Limits) -> Vec<Cut> {
     let (tiles, processors) = (problem.n.div_ceil(pack::BLOCK_ROWS), limits.processors.max(1));
     let (share, tiles) = (tiles.div_ceil(processors), tiles / processors);
     // The sums of four groups of 32 tokens leave no registers where x is staged part by part.
-    let rows = match problem.m {
+    let m = match problem.m {
         17..=32 if small_groups && !limits.bulk => 16,
         m => m,
     };
-    let mut cuts = match rows {
+    let mut cuts = match m {
         0..=8 => {
             let tokens = (problem.m.max(1) as u32).next_power_of_two();
             let narrow = cut(tokens, (1, 16), 2, 1);
