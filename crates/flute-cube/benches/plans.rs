@@ -6,13 +6,15 @@
 //! replays over copies of the weights that together exceed any cache. Several of these programs (`--peers N`) with the
 //! same `--lock FILE` compile at the same time, wait for each other, and then take turns with the device. With `--attend` or
 //! `--next` attention is timed instead, with `--rotate` a rotation of x before the product, with `--gate` a gate behind it
-//! and in it, with `--layer` a whole layer of a model. `--device cuda|vulkan|wgpu` takes the first device of that kind instead
+//! and in it, with `--decode` what precedes a dense product, with `--layer` a whole layer of a model. `--device cuda|vulkan|wgpu` takes the first device of that kind instead
 //! of the default one.
 
 #[path = "plans/attend.rs"]
 mod attend;
 #[path = "plans/check.rs"]
 mod check;
+#[path = "plans/decode.rs"]
+mod decode;
 #[path = "plans/gate.rs"]
 mod gate;
 #[path = "plans/grid.rs"]
@@ -48,6 +50,7 @@ struct Options {
     cubes: Vec<usize>,
     rotate: Vec<usize>,
     gate: bool,
+    decode: bool,
     layer: Vec<[usize; 5]>,
     device: String,
 }
@@ -100,6 +103,7 @@ fn options() -> Options {
         },
         rotate: list("--rotate", ""),
         gate: std::env::args().any(|a| a == "--gate"),
+        decode: std::env::args().any(|a| a == "--decode"),
         layer: value("--layer", "").split(',').filter_map(widths).collect(),
         device: value("--device", ""),
     }
@@ -169,6 +173,8 @@ fn main() -> Result<()> {
                     };
                     if options.gate {
                         gate::time(&client, &problem, &options.only)?;
+                    } else if options.decode {
+                        decode::time(&client, &problem)?;
                     } else if options.rotate.is_empty() {
                         sweeps.push(Sweep::new(&client, &limits, &problem, &options)?);
                     }

@@ -12,7 +12,7 @@ pub(crate) fn all(problem: &Problem, limits: &Limits) -> Vec<Plan> {
     let shapes: &[(u32, u32)] = match problem.m {
         0..=4 => &[(1, 8), (1, 16), (1, 32), (2, 16), (4, 8)],
         5..=8 => &[(1, 8), (1, 16), (2, 8), (2, 16), (4, 8), (8, 4)],
-        _ => &[(2, 8), (4, 4), (8, 2), (8, 1), (16, 1), (16, 2), (8, 4), (4, 8)],
+        _ => &[(1, 16), (2, 8), (4, 4), (8, 2), (8, 1), (16, 1), (16, 2), (8, 4), (4, 8)],
     };
     let mut plans = streams(problem, limits);
     plans.extend(cooperative(problem, limits));

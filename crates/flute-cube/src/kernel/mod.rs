@@ -6,6 +6,7 @@ pub(crate) mod choose;
 pub(crate) mod cooperative;
 pub(crate) mod decode;
 pub(crate) mod dense;
+mod fold;
 mod fragment;
 pub(crate) mod gate;
 pub(crate) mod gemv;

@@ -81,7 +81,7 @@ const ROWS_OF_WARPGROUP: usize = pack::BLOCK_ROWS * TILES as usize;
 const MOST_TOKENS: usize = 128;
 
 /// Whether this kernel is the faster one for `problem`, as seen on an H200: single planes start sooner and read as fast,
-/// so that up to four rows of x are theirs but where there are many rows of W, or long ones.
+/// so that up to four rows of x are theirs (five where W is small) but where there are many rows of W, or long ones.
 pub(super) fn leads(problem: &Problem, limits: &Limits) -> bool {
     let Problem { m, n, k, format, .. } = *problem;
     // Fewer bits bring the words of many rows sooner than a ring passes them on: 51 µs against 61 (57344 × 8192, 2 bits).
@@ -91,7 +91,8 @@ pub(super) fn leads(problem: &Problem, limits: &Limits) -> bool {
     // Of the 16 planes that share a row tile, few have something to do at the end of it.
     let idle = (1..8).contains(&(k.div_ceil(pack::BLOCK_K) % 16));
     let share = n.div_ceil(pack::BLOCK_ROWS).div_ceil(limits.processors);
-    m > 4
+    let few = if share <= 2 && k <= 4096 { 5 } else { 4 };
+    m > few
         || many
         || m > 2 && small
         || m > 1 && k >= 8192
@@ -242,6 +243,7 @@ impl StreamPlan {
             (1, 4, _) if few => 0.98,
             (_, 1, _) => 1.3,
             (1, 2, _) => 1.12,
+            (_, 2, 1) if self.tokens >= 64 => 1.25,
             (_, 2, 1) => 1.3,
             (_, 2, _) => 1.22,
             (_, _, 2) => 1.1,
@@ -259,9 +261,12 @@ impl StreamPlan {
             4 => 3.0,
             _ => 5.0,
         };
+        // Seen of four warpgroups with the most tokens: what they take beside their steps in each round.
+        let most = self.warpgroups == 4 && self.tokens as usize == MOST_TOKENS;
+        let end = if most { 2.0 } else { 0.0 };
         // A product that lasts runs at a lower clock, and x leaves the L2 cache.
-        let lasting = 1.0 + 0.12 * (problem.m as f64 / 1024.0).log2().max(0.0);
-        lasting * rounds * (steps as f64 * step / 1900.0 + fold) + 3.0 + cluster
+        let lasting = 1.0 + 0.08 * (problem.m as f64 / 1024.0).log2().max(0.0);
+        lasting * rounds * (steps as f64 * step / 1900.0 + fold + end) + 3.0 + cluster
     }
 
     /// The most promising ways to share warpgroups and cubes between rows and k, with as many row tiles as give all

@@ -19,16 +19,12 @@
 mod product;
 mod stage;
 
-use super::{portable, width::width};
+use super::{fold, portable, width::width};
 use crate::{
     CooperativePlan, Dtype, Operands, PackedWeight, Problem,
     pack::{BLOCK_K, padded_groups},
 };
 use cubecl::{ir::ElemType, prelude::*, server::Handle};
-
-/// Units of the kernel that folds, and its cubes at most.
-const FOLD_UNITS: usize = 256;
-const FOLD_CUBES: usize = 2048;
 
 /// What is compiled in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -129,25 +125,7 @@ pub(crate) fn launch(
     let partials = client.empty(4 * shares * m * n);
     let whole = Problem { bias: false, ..*problem };
     launch_product(client, &whole, plan, operands, (&partials, Dtype::F32.elem()));
-    let bias = operands.bias.as_ref().unwrap_or(&operands.scales);
-    let cubes = (m * n).div_ceil(FOLD_UNITS).min(FOLD_CUBES) as u32;
-    // SAFETY: `partials` holds `shares · m · n` sums, y and a bias were measured, and the kernel stays below m · n.
-    unsafe {
-        fold::launch_unchecked(
-            client,
-            CubeCount::Static(cubes, 1, 1),
-            CubeDim::new_1d(
-                FOLD_UNITS.min(client.properties().hardware.max_units_per_cube as usize) as u32,
-            ),
-            BufferArg::from_raw_parts(partials, shares * m * n),
-            BufferArg::from_raw_parts(bias.clone(), if problem.bias { n } else { 1 }),
-            BufferArg::from_raw_parts(operands.y.clone(), m * n),
-            n,
-            shares,
-            u32::from(problem.bias),
-            dtype.elem(),
-        );
-    }
+    fold::launch(client, problem, operands, partials, shares);
 }
 
 /// Launches the product into `y` of the given type: the result, or the sums of every share one after another.
@@ -207,32 +185,5 @@ fn launch_product(
             form,
             [dtype.elem(), y.1],
         );
-    }
-}
-
-/// The sums of all shares, in their order, and the bias.
-#[cube(launch_unchecked)]
-fn fold<F: Float>(
-    partials: &[f32],
-    bias: &[F],
-    y: &mut [F],
-    n: usize,
-    shares: usize,
-    biased: u32,
-    #[define(F)] _dtype: ElemType,
-) {
-    let mut at = ABSOLUTE_POS;
-    while at < y.len() {
-        let mut sum = 0.0f32;
-        let mut share = 0usize;
-        while share < shares {
-            sum += partials[share * y.len() + at];
-            share += 1;
-        }
-        if biased == 1 {
-            sum += f32::cast_from(bias[at % n]);
-        }
-        y[at] = F::cast_from(sum);
-        at += CUBE_COUNT * CUBE_DIM as usize;
     }
 }

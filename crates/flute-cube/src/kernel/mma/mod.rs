@@ -21,11 +21,11 @@
 
 mod product;
 mod ring;
-pub(super) mod sums;
+mod sums;
 mod tokens;
 mod weight;
 
-use super::ptx;
+use super::{fold, ptx};
 use crate::{
     Activation, Dtype, Format, Group, MmaPlan, Operands, PackedWeight, Problem, launch, pack,
     plan::table_bytes,
@@ -33,7 +33,6 @@ use crate::{
 use cubecl::{prelude::*, server::Handle};
 use half::{bf16, f16};
 use product::{lut_gemm, lut_gemm_cluster};
-use sums::fold_splits;
 
 /// What is known when the kernel is compiled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -128,25 +127,7 @@ fn launch_split<F: Float + CubeElement>(
 ) {
     let partials = client.empty(4 * plan.split as usize * problem.m * problem.n);
     launch_product::<F, f32>(client, problem, plan, operands, &partials);
-    let (sums, len) = (problem.m * problem.n, problem.m * problem.columns());
-    let bias = operands.bias.clone().unwrap_or_else(|| operands.pairs.clone());
-    let bias_len = if problem.bias { problem.n } else { 1 };
-    // SAFETY: `partials` holds `split · m · n` sums and `y` and `bias` were measured; the kernel stays below `len`, and with
-    // a gate, which has two sums for each, below twice that.
-    unsafe {
-        fold_splits::launch_unchecked::<F>(
-            client,
-            CubeCount::Static((len.div_ceil(256) as u32).min(1 << 20), 1, 1),
-            CubeDim::new_1d(256),
-            BufferArg::from_raw_parts(partials, plan.split as usize * sums),
-            BufferArg::from_raw_parts(bias, bias_len),
-            BufferArg::from_raw_parts(operands.y.clone(), len),
-            problem.n as u32,
-            plan.split,
-            problem.bias,
-            problem.gate,
-        );
-    }
+    fold::launch(client, problem, operands, partials, plan.split as usize);
 }
 
 fn launch_product<F: Float + CubeElement, Y: Float + CubeElement>(

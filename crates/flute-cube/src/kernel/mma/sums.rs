@@ -4,7 +4,7 @@ use super::{
     Shape,
     ptx::{F4, load_cluster_x4, shared_address, sync_cluster},
 };
-use crate::{Activation, kernel::gate::gated};
+use crate::kernel::gate::gated;
 use cubecl::prelude::*;
 
 /// Rows of W whose sums are stored: from row tile `tile` on, below row `end`; and the shape of y.
@@ -173,55 +173,4 @@ pub(super) fn store<F: Float, Y: Float>(
             }
         }
     }
-}
-
-/// `y[i] = Σ_s partials[s][i] + bias`, s ascending; or the gate of two such sums.
-#[cube(launch_unchecked)]
-pub(in crate::kernel) fn fold_splits<F: Float>(
-    partials: &[f32],
-    bias: &[F],
-    y: &mut [F],
-    n: u32,
-    #[comptime] split: u32,
-    #[comptime] with_bias: bool,
-    #[comptime] gate: Option<Activation>,
-) {
-    let n = n as usize;
-    let mut i = ABSOLUTE_POS;
-    while i < y.len() {
-        if comptime!(gate.is_some()) {
-            // Rows of y are whole turns of eight, so that turns count through them.
-            let at = i + i / 8 * 8;
-            let share = 2 * y.len();
-            let own = folded::<F>(partials, bias, at, share, n, split, with_bias);
-            let up = folded::<F>(partials, bias, at + 8, share, n, split, with_bias);
-            y[i] = F::cast_from(gated(own, up, gate));
-        } else {
-            let sum = folded::<F>(partials, bias, i, y.len(), n, split, with_bias);
-            y[i] = F::cast_from(sum);
-        }
-        i += CUBE_COUNT * CUBE_DIM as usize;
-    }
-}
-
-/// Sum `at` of `share`, over all splits, and its bias.
-#[cube]
-fn folded<F: Float>(
-    partials: &[f32],
-    bias: &[F],
-    at: usize,
-    share: usize,
-    n: usize,
-    #[comptime] split: u32,
-    #[comptime] with_bias: bool,
-) -> f32 {
-    let mut sum = partials[at];
-    #[unroll]
-    for s in 1..comptime!(split as usize) {
-        sum += partials[s * share + at];
-    }
-    if comptime!(with_bias) {
-        sum += f32::cast_from(bias[at % n]);
-    }
-    sum
 }

@@ -111,6 +111,8 @@ pub(super) fn all(problem: &Problem, limits: &Limits) -> Vec<Cut> {
                     3 if (1025..=2048).contains(&problem.k) => third,
                     _ if limits.bulk && problem.k <= 8192 => match share {
                         4.. if share.is_multiple_of(2) => ringed,
+                        // Several rows of x take longer to come than a first tile, so that two may come at once.
+                        ..=2 if tokens > 1 => ringed,
                         _ => early,
                     },
                     0..3 if problem.k > 8192 => ringed,
