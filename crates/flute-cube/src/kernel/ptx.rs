@@ -159,6 +159,14 @@ pub(in crate::kernel) fn load_matrices(address: u32, #[comptime] distance: u32) 
     words
 }
 
+/// Two of them, at the addresses of the first 16 lanes.
+#[cube]
+pub(in crate::kernel) fn load_two_matrices(address: u32) -> U2 {
+    let words: U2;
+    gpu_asm!("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {w}, [{a}];", w = out(_) words, a = in(_) u32::reinterpret(address), options(nomem));
+    words
+}
+
 /// 16 bytes from memory to the shared address `target` without passing through registers: the first `bytes` of them,
 /// the others are 0. There after [`await_copies`].
 #[cube]

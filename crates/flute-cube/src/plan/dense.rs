@@ -53,8 +53,8 @@ impl DensePlan {
         let weights = (n * k) as f64;
         // A tile of 128 rows takes as long with one.
         let m = m.next_multiple_of(128);
-        let decode = weights * (f64::from(format.bits.get()) / 8.0 + 2.0) / 3.9e6;
-        let product = (2.0 * weights * m as f64 / 690e6).max(2.0 * weights / 4.2e6);
+        let decode = weights * (f64::from(format.bits.get()) / 8.0 + 2.0) / 3.3e6;
+        let product = (2.0 * weights * m as f64 / 720e6).max(2.0 * weights / 4.2e6);
         let gated = if gate.is_some() { 3.0 * (m * n) as f64 / 3.9e6 } else { 0.0 };
         (decode + product + gated + 12.0).max(65.0)
     }

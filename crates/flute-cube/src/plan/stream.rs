@@ -85,7 +85,10 @@ const MOST_TOKENS: usize = 128;
 pub(super) fn leads(problem: &Problem, limits: &Limits) -> bool {
     let Problem { m, n, k, format, .. } = *problem;
     // Fewer bits bring the words of many rows sooner than a ring passes them on: 51 µs against 61 (57344 × 8192, 2 bits).
-    let many = n > 32768 && (m > 1 || format.bits.get() == 4);
+    let bits = format.bits.get();
+    let many = n > 32768 && (m > 1 || bits == 4);
+    // Nor of long ones, since a lone row of x is little for planes to read: 99 µs against 86 (53248 × 16384, 2 bits).
+    let sooner = m == 1 && (bits == 2 || bits == 3 && n > 32768);
     // Beyond two rows they have no columns for groups of 32, and scale each: 24 µs against 21 (28672 × 4096).
     let small = matches!(format.group, Group::Size(size) if size <= 32);
     // Of the 16 planes that share a row tile, few have something to do at the end of it.
@@ -96,7 +99,7 @@ pub(super) fn leads(problem: &Problem, limits: &Limits) -> bool {
         || many
         || m > 2 && small
         || m > 1 && k >= 8192
-        || n >= 8192 && k > 8192
+        || n >= 8192 && k > 8192 && !sooner
         || idle && k > 4096 && share.is_multiple_of(4)
 }
 
@@ -265,7 +268,7 @@ impl StreamPlan {
         let most = self.warpgroups == 4 && self.tokens as usize == MOST_TOKENS;
         let end = if most { 2.0 } else { 0.0 };
         // A product that lasts runs at a lower clock, and x leaves the L2 cache.
-        let lasting = 1.0 + 0.08 * (problem.m as f64 / 1024.0).log2().max(0.0);
+        let lasting = 1.0 + 0.07 * (problem.m as f64 / 1024.0).log2().max(0.0);
         lasting * rounds * (steps as f64 * step / 1900.0 + fold + end) + 3.0 + cluster
     }
 

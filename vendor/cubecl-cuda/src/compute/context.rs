@@ -359,8 +359,6 @@ impl CudaContext {
 
         logger.log_compilation(&jitc_kernel);
 
-        let ptx = self.compile_to_ptx(&jitc_kernel.source)?;
-
         let cube_dim = jitc_kernel.cube_dim;
         let io = jitc_kernel.io.take();
         // A precompiled kernel has no representation to read the size from: it declares its
@@ -370,6 +368,16 @@ impl CudaContext {
             .as_ref()
             .map(|repr| repr.shared_memory_size())
             .unwrap_or(0);
+
+        // ALONE: see `alone`.
+        let most = self.properties.hardware.max_shared_memory_size;
+        let source = alone(
+            &jitc_kernel.source,
+            cube_dim.num_elems(),
+            shared_mem_bytes,
+            most,
+        );
+        let ptx = self.compile_to_ptx(&source)?;
 
         let stored = match &mut self.ptx_cache {
             Some(cache) => {
@@ -597,6 +605,18 @@ impl CudaContext {
             Ok(())
         }
     }
+}
+
+/// ALONE: `source` of a kernel of which a multiprocessor has shared memory for one cube and not for two, with as much said
+/// to ptxas: it does not know of shared memory that comes with the launch, and would keep a cube of 512 units to the 64
+/// registers that a second one leaves it, and spill.
+fn alone(source: &str, units: u32, shared_mem_bytes: usize, most: usize) -> String {
+    // A multiprocessor has 1 kB more than its largest cube takes, and keeps as much for itself for each cube.
+    if 2 * shared_mem_bytes + 1024 <= most {
+        return source.into();
+    }
+    let bounds = |minimum: &str| format!("__launch_bounds__({units}{minimum})");
+    source.replacen(&bounds(""), &bounds(", 1"), 1)
 }
 
 /// OVERLAP: Bytes of shared memory from which on a kernel that waits wants all of a multiprocessor's to be that, and none

@@ -9,7 +9,9 @@
 //! which makes bf16 as good as f16.
 //!
 //! Of eight columns of the matrix unit one token needs one. So where groups are small each of a block's gets columns of its
-//! own: a plane keeps x of group j in columns j, with nothing in the others, and scales the sums of a block once.
+//! own: a plane keeps x of group j in columns j, with nothing in the others, and scales the sums of a block once. And a plane
+//! that cannot keep its x has each fragment of a block of a lone token in a column of its own: they are two registers where
+//! they were sixteen that repeat themselves, and a mask each.
 //!
 //! x lies in shared memory as it does in global memory, rows 16 bytes longer so that `ldmatrix` meets no bank twice. All
 //! of the cube's share of k stays there when it fits, and then serves every row tile that the cube takes.
@@ -49,6 +51,9 @@ pub(super) struct Shape {
     pub(super) x_whole: bool,
     /// Of [`follow`](super::overlap::follow).
     pub(super) overlaps: bool,
+    /// Vectors of shared memory that nobody uses: with less than half of a multiprocessor's, two cubes of a kernel that
+    /// begins early would share one while another has none (4096 × 14336 in 2 bits: 13.3 µs for 9.1).
+    pub(super) apart: usize,
 }
 
 impl Shape {
@@ -69,6 +74,14 @@ impl Shape {
     /// Of [`MmaPlan::columns`].
     pub(super) fn columns(self) -> usize {
         self.plan.columns(self.groups())
+    }
+    /// Whether fragments of x have columns of the matrix unit of their own: one token, none of it held.
+    pub(super) fn spreads(self) -> bool {
+        self.plan.tokens == 1 && self.plan.held == 0
+    }
+    /// Columns of the matrix unit that a token has.
+    pub(super) fn token_columns(self) -> usize {
+        if self.spreads() { 8 } else { self.columns() }
     }
     /// Sums of a block of which each has scales of its own.
     pub(super) fn parts(self) -> usize {
@@ -140,6 +153,8 @@ fn launch_product<F: Float + CubeElement, Y: Float + CubeElement>(
     let Problem { m, n, k, format: Format { bits, group }, .. } = *problem;
     let through_memory = plan.split > 1 && !plan.cluster;
     let limits = launch::limits(client);
+    let alone = limits.bulk && plan.resident == 1;
+    let half = if alone { limits.shared_bytes / 2 } else { 0 };
     let shape = Shape {
         // How many cubes there are is the grid's business, not the kernel's.
         plan: MmaPlan { resident: 0, split: if plan.cluster { plan.split } else { 1 }, ..*plan },
@@ -153,6 +168,7 @@ fn launch_product<F: Float + CubeElement, Y: Float + CubeElement>(
         gate: problem.gate.filter(|_| !through_memory),
         x_whole: k.is_multiple_of(8) && operands.x.offset_start.unwrap_or(0).is_multiple_of(16),
         overlaps: limits.bulk,
+        apart: half.saturating_sub(plan.shared_bytes(problem)).div_ceil(16),
     };
     let cubes = plan.cubes(problem, limits.processors) as u32;
     let x_width = if shape.x_whole { 8 } else { 1 };

@@ -2,10 +2,10 @@
 
 use super::{
     Shape,
-    ptx::{F4, U4, after_barrier, await_copies, commit_copies, load_matrices, mma, shared_address},
+    ptx::{F4, U4, after_barrier, await_copies, commit_copies, mma, shared_address},
     ring::{Ring, await_stage, fill, ring, take},
     sums::{Rows, fold_planes, meet, pair, store, sum_columns},
-    tokens::{Part, stage},
+    tokens::{Part, Tokens, hold, operands, spread, stage},
     weight::{Place, factors, load},
 };
 use crate::{
@@ -98,7 +98,7 @@ fn product<F: Float, Y: Float, W: Size>(
     let mut sums = Shared::<[F4]>::new_aligned_slice(comptime!(plan.sums().max(1)), 128usize);
 
     let stages = Shared::<[U4]>::new_aligned_slice(
-        comptime!((plan.ring as usize * shape.stage_bytes() / 16).max(1)),
+        comptime!((plan.ring as usize * shape.stage_bytes() / 16).max(1) + shape.apart),
         128usize,
     );
 
@@ -151,28 +151,7 @@ fn product<F: Float, Y: Float, W: Size>(
     // SAFETY: addresses of shared memory that lives as long as the kernel.
     let (table_start, x_start) = unsafe { (table.as_ptr_unchecked(), staged.as_ptr_unchecked()) };
     let lane_table = after_barrier(shared_address::<U4>(table_start) + copy);
-    // With fewer than 8 tokens the spare columns repeat them, and nobody stores those.
-    let x_row = lane % 8 % comptime!(tokens.min(8));
-    let x_lane = shared_address::<U4>(x_start)
-        + ((x_row * comptime!(shape.x_stride()) + plane_k * 16 + lane / 8) * 16) as u32;
-    let pairs_held = comptime!((4 * plan.held) as usize);
-    let mut held = Array::<U4>::new(comptime!((pairs_held * shape.token_tiles()).max(1)));
-    #[unroll]
-    for p in 0..pairs_held {
-        let step = comptime!((p / 4 * planes_k * 256 + p % 4 * 64) as u32);
-        #[unroll]
-        for j in 0..comptime!(shape.token_tiles()) {
-            let mut part =
-                load_matrices(x_lane, comptime!((j * 8 * shape.x_stride() * 16) as u32 + step));
-            if comptime!(shape.columns() > 1) {
-                let group = comptime!(p % 4 * shape.columns() / 4);
-                if lane / 4 / comptime!(plan.tokens as usize) != group {
-                    part = U4::new(0u32);
-                }
-            }
-            held[comptime!(p * shape.token_tiles() + j)] = part;
-        }
-    }
+    let tokens = hold(shared_address::<U4>(x_start), plane_k, lane, shape);
     let mut slot = 0usize;
 
     while row_tile < end {
@@ -185,7 +164,9 @@ fn product<F: Float, Y: Float, W: Size>(
                 let kb = k_first + plane_k + comptime!(step * planes_k);
                 next_stage::<F>(&mut ring, &mut place, words, scales, &mut now, &mut scale, shape);
                 if kb < k_blocks {
-                    multiply::<F>(&now, &scale, &mut acc, lane_table, x_lane, &held, own, shape);
+                    multiply::<F>(
+                        &now, &scale, &mut acc, lane_table, &tokens, tokens.row, own, shape,
+                    );
                 }
                 next_words::<F>(&mut place, words, scales, &mut now, &mut scale, shape);
             }
@@ -202,13 +183,13 @@ fn product<F: Float, Y: Float, W: Size>(
                 let kb = k_first + plane_k + step * planes_k;
                 next_stage::<F>(&mut ring, &mut place, words, scales, &mut now, &mut scale, shape);
                 if kb < k_blocks {
-                    let x_step = x_lane + (in_stage * 256) as u32;
-                    multiply::<F>(&now, &scale, &mut acc, lane_table, x_step, &held, 0usize, shape);
+                    let row = tokens.row + (in_stage * 256) as u32;
+                    multiply::<F>(&now, &scale, &mut acc, lane_table, &tokens, row, 0usize, shape);
                 }
                 next_words::<F>(&mut place, words, scales, &mut now, &mut scale, shape);
             }
         }
-        if comptime!(shape.columns() > 1) {
+        if comptime!(shape.token_columns() > 1) {
             #[unroll]
             for i in 0..row_tiles {
                 acc[i] = sum_columns(acc[i], shape);
@@ -287,40 +268,30 @@ fn next_words<F: Float>(
     }
 }
 
-/// One step: a block of k in all row tiles of the plane, with every token of the cube. x comes from shared memory, or
-/// from what the plane holds of it, from `own` on.
+/// One step: a block of k in all row tiles of the plane, with every token of the cube: x at `row`, or of what the plane
+/// holds of it, from `own` on.
 #[cube]
 fn multiply<F: Float>(
     words: &Array<u32>,
     scale: &Array<u32>,
     acc: &mut Array<F4>,
     table: u32,
-    x_lane: u32,
-    held: &Array<U4>,
+    tokens: &Tokens,
+    row: u32,
     #[comptime] own: usize,
     #[comptime] shape: Shape,
 ) {
     let token_tiles = comptime!(shape.token_tiles());
     // Steps of the matrix unit between two foldings of a block.
     let fold = comptime!(8 / shape.parts());
+    let block = spread(row, shape);
     #[unroll]
     for group in 0..comptime!(shape.parts()) {
         let mut part = zeros(comptime!(shape.row_tiles() * shape.token_tiles()));
         #[unroll]
         for half in 0..comptime!(fold / 2) {
             let first = comptime!(group * fold + 2 * half);
-            let mut xs = Array::<U4>::new(token_tiles);
-            #[unroll]
-            for j in 0..token_tiles {
-                if comptime!(shape.plan.held > 0) {
-                    xs[j] = held[comptime!(own + first / 2 * token_tiles + j)];
-                } else {
-                    xs[j] = load_matrices(
-                        x_lane,
-                        comptime!((j * 8 * shape.x_stride() * 16 + first * 32) as u32),
-                    );
-                }
-            }
+            let xs = operands(tokens, row, block, own, first, shape);
             #[unroll]
             for i in 0..comptime!(shape.row_tiles()) {
                 #[unroll]

@@ -16,7 +16,7 @@ pub(super) struct Rows {
     pub(super) n: usize,
 }
 
-/// Sums of all columns of a token, where groups have columns of their own, in the columns that [`store`] takes.
+/// Sums of all columns of a token, where it has several, in the columns that [`store`] takes.
 #[cube]
 pub(super) fn sum_columns(acc: F4, #[comptime] shape: Shape) -> F4 {
     let tokens = comptime!(shape.plan.tokens as usize);
@@ -27,15 +27,17 @@ pub(super) fn sum_columns(acc: F4, #[comptime] shape: Shape) -> F4 {
     }
     // Lanes of a row whose columns belong to one token, of which a lane has two.
     let nearest = comptime!((tokens / 2).max(1));
-    let farthest = comptime!(tokens * shape.columns() / 4);
+    let farthest = comptime!(tokens * shape.token_columns() / 4);
     #[unroll]
     for step in 0..2u32 {
         let distance = comptime!(1u32 << step);
         if comptime!(distance as usize >= nearest && distance as usize <= farthest) {
+            // Of one token the second column has joined the first.
             #[unroll]
-            for i in 0..4usize {
-                let value = sum.extract(i);
-                sum.insert(i, value + plane_shuffle_xor(value, distance));
+            for i in 0..comptime!(if tokens == 1 { 2usize } else { 4 }) {
+                let at = comptime!(if tokens == 1 { 2 * i } else { i });
+                let value = sum.extract(at);
+                sum.insert(at, value + plane_shuffle_xor(value, distance));
             }
         }
     }

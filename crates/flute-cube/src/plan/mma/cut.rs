@@ -77,6 +77,7 @@ pub(super) fn all(problem: &Problem, limits: &Limits) -> Vec<Cut> {
     // 176 bytes spill.
     let side_by_side = |row_tiles: u32| if limits.bulk { row_tiles } else { row_tiles / 2 };
     let small_groups = matches!(problem.format.group, Group::Size(size) if size <= 32);
+    let bits = problem.format.bits.get();
     let (tiles, processors) = (problem.n.div_ceil(pack::BLOCK_ROWS), limits.processors.max(1));
     let (share, tiles) = (tiles.div_ceil(processors), tiles / processors);
     // The sums of four groups of 32 tokens leave no registers where x is staged part by part.
@@ -115,6 +116,9 @@ pub(super) fn all(problem: &Problem, limits: &Limits) -> Vec<Cut> {
                         ..=2 if tokens > 1 => ringed,
                         _ => early,
                     },
+                    // Of two bits a step takes less than memory needs to answer.
+                    _ if limits.bulk && tokens == 1 && bits == 2 && problem.k <= 16384 => long,
+                    _ if limits.bulk && tokens == 1 && bits == 2 => ringed,
                     0..3 if problem.k > 8192 => ringed,
                     0..3 => narrow,
                     _ if share.is_multiple_of(4) && problem.k > 8192 => wide,
