@@ -51,8 +51,8 @@ impl DensePlan {
     pub(super) fn cost(problem: &Problem) -> f64 {
         let Problem { m, n, k, format, gate, .. } = *problem;
         let weights = (n * k) as f64;
-        // A tile of 128 rows takes as long with one.
-        let m = m.next_multiple_of(128);
+        // A last tile of few rows costs what it would if it were full, but no more than a thirtieth.
+        let m = m.next_multiple_of(128).min(m + m / 32);
         let decode = weights * (f64::from(format.bits.get()) / 8.0 + 2.0) / 3.3e6;
         let product = (2.0 * weights * m as f64 / 720e6).max(2.0 * weights / 4.2e6);
         let gated = if gate.is_some() { 3.0 * (m * n) as f64 / 3.9e6 } else { 0.0 };

@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn one_row_streams_where_rows_are_long_or_very_many_and_six_rows_everywhere() {
+    fn one_row_streams_where_rows_are_long_or_very_many_and_nine_rows_everywhere() {
         let [hopper, ampere, _] = gpus();
         let streams = |limits: &Limits, m, (n, k)| {
             let format = Format::new(4, 128).unwrap();
@@ -206,7 +206,7 @@ mod tests {
             matches!(Plan::select(&problem, limits), Ok(Plan::Stream(_)))
         };
         for shape in [(4096, 4096), (4096, 14336), (28672, 4096), (8192, 8192), (28672, 8192)] {
-            assert!(!streams(&hopper, 1, shape) && streams(&hopper, 6, shape));
+            assert!(!streams(&hopper, 1, shape) && streams(&hopper, 9, shape));
         }
         for shape in [(8192, 28672), (57344, 8192), (16384, 6656)] {
             assert!(streams(&hopper, 1, shape) && !streams(&ampere, 16, shape));

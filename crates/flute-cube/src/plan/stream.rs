@@ -81,20 +81,21 @@ const ROWS_OF_WARPGROUP: usize = pack::BLOCK_ROWS * TILES as usize;
 const MOST_TOKENS: usize = 128;
 
 /// Whether this kernel is the faster one for `problem`, as seen on an H200: single planes start sooner and read as fast,
-/// so that up to four rows of x are theirs (five where W is small) but where there are many rows of W, or long ones.
+/// so that up to four rows of x are theirs (eight where W is small) but where there are many rows of W, or long ones.
 pub(super) fn leads(problem: &Problem, limits: &Limits) -> bool {
     let Problem { m, n, k, format, .. } = *problem;
     // Fewer bits bring the words of many rows sooner than a ring passes them on: 51 µs against 61 (57344 × 8192, 2 bits).
     let bits = format.bits.get();
     let many = n > 32768 && (m > 1 || bits == 4);
-    // Nor of long ones, since a lone row of x is little for planes to read: 99 µs against 86 (53248 × 16384, 2 bits).
-    let sooner = m == 1 && (bits == 2 || bits == 3 && n > 32768);
+    // Nor of long ones, since a lone row of x is little for planes to read: 99 µs against 86 (53248 × 16384, 2 bits). With three
+    // bits only where they have four row tiles each at once, or 32 planes: 103 against 94 (16384 × 53248), 113 against 106.
+    let share = n.div_ceil(pack::BLOCK_ROWS).div_ceil(limits.processors);
+    let sooner = m == 1 && (bits == 2 || bits == 3 && (share.is_multiple_of(4) || share > 8));
     // Beyond two rows they have no columns for groups of 32, and scale each: 24 µs against 21 (28672 × 4096).
     let small = matches!(format.group, Group::Size(size) if size <= 32);
     // Of the 16 planes that share a row tile, few have something to do at the end of it.
     let idle = (1..8).contains(&(k.div_ceil(pack::BLOCK_K) % 16));
-    let share = n.div_ceil(pack::BLOCK_ROWS).div_ceil(limits.processors);
-    let few = if share <= 2 && k <= 4096 { 5 } else { 4 };
+    let few = if share <= 2 && k <= 4096 { FEW } else { 4 };
     m > few
         || many
         || m > 2 && small

@@ -153,7 +153,8 @@ fn launch_product<F: Float + CubeElement, Y: Float + CubeElement>(
     let Problem { m, n, k, format: Format { bits, group }, .. } = *problem;
     let through_memory = plan.split > 1 && !plan.cluster;
     let limits = launch::limits(client);
-    let alone = limits.bulk && plan.resident == 1;
+    // With four bits registers leave no room for a second one.
+    let alone = limits.bulk && plan.resident == 1 && bits.get() < 4;
     let half = if alone { limits.shared_bytes / 2 } else { 0 };
     let shape = Shape {
         // How many cubes there are is the grid's business, not the kernel's.

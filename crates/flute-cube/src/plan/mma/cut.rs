@@ -97,6 +97,8 @@ pub(super) fn all(problem: &Problem, limits: &Limits) -> Vec<Cut> {
             let (tall, wide) = (cut(tokens, (1, 16), 4, 1), cut(tokens, (2, 16), 2, 1));
             let (third, deep) = (cut(tokens, (1, 16), 3, 1), cut(tokens, (1, 32), 2, 1));
             let twice = cut(tokens, (1, 16), 2, 2);
+            let broad = Cut { ring: 2, ..tall };
+            let lone = limits.bulk && tokens == 1 && bits < 4;
             let spread_held = held.spread(problem, limits);
             if spread_held.split > 1 && limits.bulk {
                 let apart = Cut { hold: true, ..cut(tokens, (2, 8), 2, 1) };
@@ -116,9 +118,11 @@ pub(super) fn all(problem: &Problem, limits: &Limits) -> Vec<Cut> {
                         ..=2 if tokens > 1 => ringed,
                         _ => early,
                     },
+                    // What a plane reads of a lone row of x serves all its row tiles.
+                    _ if lone && share.is_multiple_of(4) => broad,
                     // Of two bits a step takes less than memory needs to answer.
-                    _ if limits.bulk && tokens == 1 && bits == 2 && problem.k <= 16384 => long,
-                    _ if limits.bulk && tokens == 1 && bits == 2 => ringed,
+                    3.. if lone && bits == 2 && problem.k <= 16384 => long,
+                    _ if lone && bits == 2 => ringed,
                     0..3 if problem.k > 8192 => ringed,
                     0..3 => narrow,
                     _ if share.is_multiple_of(4) && problem.k > 8192 => wide,
@@ -132,6 +136,9 @@ pub(super) fn all(problem: &Problem, limits: &Limits) -> Vec<Cut> {
                     0..=8192 => vec![even, early, ringed, long, tall, narrow, wide, third, deep],
                     _ => vec![even, ringed, long, deep, narrow, tall, wide, third],
                 };
+                if limits.bulk && tokens == 1 && problem.k > 8192 {
+                    cuts.push(broad);
+                }
                 // What stages x part by part does so anew for every round.
                 cuts.sort_by_key(|cut| (cut.plan(problem, limits).k_stage as usize) < problem.k);
                 cuts
