@@ -2,12 +2,19 @@
 
 use cubecl::{
     Device,
-    device::WgpuDeviceKind::{Cpu, DiscreteGpu, IntegratedGpu, VirtualGpu},
+    device::WgpuDeviceKind::{self, Cpu, DefaultDevice, DiscreteGpu, IntegratedGpu, VirtualGpu},
     prelude::*,
     server::Handle,
 };
 use flute_cube::Limits;
-use std::{env, panic, process::Command, sync::OnceLock};
+use std::{
+    env, panic,
+    process::Command,
+    sync::{
+        OnceLock,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+};
 
 /// One device and what it offers.
 pub(crate) struct Runtime {
@@ -32,44 +39,76 @@ pub(crate) fn alone(name: &str) -> bool {
     false
 }
 
-/// Every runtime found, CUDA first.
+/// Every runtime found, CUDA first. A device compiles on one thread, and a software one does hardly anything else: where
+/// there is no other it is there twice, and a test takes the one that fewer tests have.
 pub(crate) fn runtimes() -> &'static [Runtime] {
-    static FOUND: OnceLock<Vec<Runtime>> = OnceLock::new();
-    FOUND.get_or_init(|| {
-        let required = std::env::var("FLUTE_REQUIRE").unwrap_or_default();
-        let required: Vec<&str> = required.split(',').filter(|name| !name.is_empty()).collect();
-        if let Some(unknown) = required.iter().find(|name| !["cuda", "wgpu"].contains(*name)) {
-            panic!("FLUTE_REQUIRE names '{unknown}'; known are cuda and wgpu");
-        }
-        let wgpu = || {
-            [DiscreteGpu(0), IntegratedGpu(0), VirtualGpu(0), Cpu]
-                .into_iter()
-                .find_map(|k| Device::wgpu(k).ok())
-        };
-        let probes: [(&str, &dyn Fn() -> Option<Device>); 2] =
-            [("cuda", &|| Device::cuda(0).ok()), ("wgpu", &wgpu)];
-        let mut found = vec![];
-        for (name, probe) in probes {
-            // A driver library that is missing, or there without its device, panics in some of its bindings.
-            let start = || probe().map(|device| device.client());
-            // A process that runs a share of the matrix runs it on one device.
-            if std::env::var("FLUTE_ONLY").is_ok_and(|only| only != name) {
-                continue;
-            }
-            match panic::catch_unwind(panic::AssertUnwindSafe(start)).ok().flatten() {
-                Some(client) => {
-                    let limits = Limits::of(&client);
-                    println!("{name}: {} ({}), {:?}", limits.name, limits.runtime, limits.dtypes);
-                    found.push(Runtime { name, client, limits });
-                }
-                None if required.contains(&name) => {
-                    panic!("FLUTE_REQUIRE names {name}, and there is none here")
-                }
-                None => println!("{name}: not found, its cases are skipped"),
-            }
+    static FOUND: OnceLock<Vec<Vec<Runtime>>> = OnceLock::new();
+    thread_local!(static OWN: Turn = Turn::take());
+    let found = FOUND.get_or_init(|| {
+        let kinds = [DiscreteGpu(0), IntegratedGpu(0), VirtualGpu(0), Cpu];
+        let kind = kinds.into_iter().find(|kind| Device::wgpu(kind.clone()).is_ok());
+        let mut found = vec![open(kind.as_ref())];
+        if let ([Runtime { name: "wgpu", .. }], Some(Cpu)) = (found[0].as_slice(), &kind) {
+            found.push(open(Some(&DefaultDevice)));
         }
         found
-    })
+    });
+    &found[OWN.with(|own| own.0) % found.len()]
+}
+
+/// Which of two equal devices a thread has, for as long as it lasts.
+struct Turn(usize);
+
+/// How many threads have each.
+static TURNS: [AtomicUsize; 2] = [AtomicUsize::new(0), AtomicUsize::new(0)];
+
+impl Turn {
+    fn take() -> Self {
+        let [first, second] = &TURNS;
+        let turn = usize::from(second.load(Relaxed) < first.load(Relaxed));
+        TURNS[turn].fetch_add(1, Relaxed);
+        Self(turn)
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        TURNS[self.0].fetch_sub(1, Relaxed);
+    }
+}
+
+/// CUDA and wgpu's device of this kind, if they are there.
+fn open(kind: Option<&WgpuDeviceKind>) -> Vec<Runtime> {
+    let required = std::env::var("FLUTE_REQUIRE").unwrap_or_default();
+    let required: Vec<&str> = required.split(',').filter(|name| !name.is_empty()).collect();
+    if let Some(unknown) = required.iter().find(|name| !["cuda", "wgpu"].contains(*name)) {
+        panic!("FLUTE_REQUIRE names '{unknown}'; known are cuda and wgpu");
+    }
+    let probes: [(&str, &dyn Fn() -> Option<Device>); 2] = [
+        ("cuda", &|| Device::cuda(0).ok()),
+        ("wgpu", &|| kind.and_then(|kind| Device::wgpu(kind.clone()).ok())),
+    ];
+    let mut found = vec![];
+    for (name, probe) in probes {
+        // A driver library that is missing, or there without its device, panics in some of its bindings.
+        let start = || probe().map(|device| device.client());
+        // A process that runs a share of the matrix runs it on one device.
+        if std::env::var("FLUTE_ONLY").is_ok_and(|only| only != name) {
+            continue;
+        }
+        match panic::catch_unwind(panic::AssertUnwindSafe(start)).ok().flatten() {
+            Some(client) => {
+                let limits = Limits::of(&client);
+                println!("{name}: {} ({}), {:?}", limits.name, limits.runtime, limits.dtypes);
+                found.push(Runtime { name, client, limits });
+            }
+            None if required.contains(&name) => {
+                panic!("FLUTE_REQUIRE names {name}, and there is none here")
+            }
+            None => println!("{name}: not found, its cases are skipped"),
+        }
+    }
+    found
 }
 
 /// Bytes on each side of a guarded buffer: more than any vector load, and what every runtime can align to.

@@ -114,8 +114,8 @@ pub(super) fn all(problem: &Problem, limits: &Limits) -> Vec<Cut> {
                     3 if (1025..=2048).contains(&problem.k) => third,
                     _ if limits.bulk && problem.k <= 8192 => match share {
                         4.. if share.is_multiple_of(2) => ringed,
-                        // Several rows of x take longer to come than a first tile, so that two may come at once.
-                        ..=2 if tokens > 1 => ringed,
+                        // Several rows of x take longer to come than a first tile, and few bits less, so that two may come at once.
+                        ..=2 if tokens > 1 || bits < 4 => ringed,
                         _ => early,
                     },
                     // What a plane reads of a lone row of x serves all its row tiles.
@@ -174,9 +174,13 @@ pub(super) fn all(problem: &Problem, limits: &Limits) -> Vec<Cut> {
         cuts.extend([cut(tokens, (1, 8), 2, 2), cut(tokens, (1, 8), 1, 2)]);
         // Nothing begins before x is there, so nothing gains by long rings.
         cuts.retain(|cut| cut.ring < 3);
-        // What spills otherwise: eight sums in each of four row tiles, or in the 64 registers of 32 planes, and those of four
-        // groups of a block.
-        cuts.retain(|cut| tokens != 8 || cut.row_tiles < 4 && cut.planes.0 * cut.planes.1 < 32);
+        // What spills otherwise: eight sums in each of four row tiles, what 32 planes have beside eight sums or the masks of a
+        // lone row in their 64 registers, and the sums of four groups of a block.
+        cuts.retain(|cut| match tokens {
+            8 => cut.row_tiles < 4 && cut.planes.0 * cut.planes.1 < 32,
+            1 => bits < 4 || cut.planes != (1, 32),
+            _ => true,
+        });
         if small_groups {
             let spills = |cut: &&mut Cut| !cut.hold || cut.tokens > 8;
             cuts.iter_mut().filter(spills).for_each(|cut| cut.row_tiles = 1);
