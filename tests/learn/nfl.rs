@@ -102,7 +102,7 @@ fn alike(before: &Scales, one: &Scales, other: &Scales) -> Result<f64> {
 
 /// `FLUTE_LEARN` asks for figures instead: `bits group objective samples seq_len rate epochs`, separated by commas.
 #[test]
-fn learned_scales_of_three_bits_win_back_two_fifths_of_what_rounding_lost() -> Result<()> {
+fn at_three_bits_learned_scales_win_back_two_fifths_of_what_rounding_lost() -> Result<()> {
     let scratch = tempfile::tempdir()?;
     let wanted = std::env::var("FLUTE_LEARN").unwrap_or_default();
     for (at, figure) in wanted.split_terminator(',').enumerate() {
@@ -127,7 +127,7 @@ fn learned_scales_of_three_bits_win_back_two_fifths_of_what_rounding_lost() -> R
 }
 
 #[test]
-fn learned_scales_of_four_bits_win_back_a_quarter() -> Result<()> {
+fn at_four_bits_learned_scales_win_back_a_quarter() -> Result<()> {
     let scratch = tempfile::tempdir()?;
     let text = TextOptions { samples: 100, ..TextOptions::default() };
     let share = learned(&run(Bits::Four, 64, text)?, &scratch.path().join("learned"))?;

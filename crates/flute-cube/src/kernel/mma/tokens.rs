@@ -2,7 +2,7 @@
 
 use super::{
     Shape,
-    ptx::{U2, U4, copy_async, load_matrices, load_two_matrices, shared_address},
+    ptx::{U2, U4, after_barrier, copy_async, load_matrices, load_two_matrices, shared_address},
 };
 use crate::pack;
 use cubecl::prelude::*;
@@ -30,7 +30,14 @@ pub(super) fn stage<F: Float, W: Size>(
     // SAFETY: the address of shared memory that lives as long as the kernel.
     let start = unsafe { staged.as_ptr_unchecked() };
     let target = shared_address::<U4>(start);
-    for round in 0..comptime!(vectors.div_ceil(shape.units())) {
+    let rounds = comptime!(vectors.div_ceil(shape.units()));
+    // Before Hopper x is staged between products, and the addresses of all rounds at once would cost them registers.
+    let rounds = if comptime!(shape.overlaps) {
+        rounds.runtime()
+    } else {
+        after_barrier(comptime!(rounds as u32).runtime()) as usize
+    };
+    for round in 0..rounds {
         let i = round * comptime!(shape.units()) + UNIT_POS as usize;
         let (row, eighth) = (i / eighths, i % eighths);
         let (token, column) = (part.token_first + row, k_block * pack::BLOCK_K + eighth * 8);
