@@ -45,11 +45,12 @@ pub(crate) fn runtimes() -> &'static [Runtime] {
     static FOUND: OnceLock<Vec<Vec<Runtime>>> = OnceLock::new();
     thread_local!(static OWN: Turn = Turn::take());
     let found = FOUND.get_or_init(|| {
-        let kinds = [DiscreteGpu(0), IntegratedGpu(0), VirtualGpu(0), Cpu];
-        let kind = kinds.into_iter().find(|kind| Device::wgpu(kind.clone()).is_ok());
-        let mut found = vec![open(kind.as_ref())];
-        if let ([Runtime { name: "wgpu", .. }], Some(Cpu)) = (found[0].as_slice(), &kind) {
-            found.push(open(Some(&DefaultDevice)));
+        let gpus = [DiscreteGpu(0), IntegratedGpu(0), VirtualGpu(0)];
+        let mut found = vec![open(&[gpus.as_slice(), &[Cpu]].concat())];
+        // Asked only where wgpu is there at all, see `open`.
+        let software = || gpus.iter().all(|kind| Device::wgpu(kind.clone()).is_err());
+        if matches!(found[0].as_slice(), [Runtime { name: "wgpu", .. }]) && software() {
+            found.push(open(&[DefaultDevice]));
         }
         found
     });
@@ -77,8 +78,8 @@ impl Drop for Turn {
     }
 }
 
-/// CUDA and wgpu's device of this kind, if they are there.
-fn open(kind: Option<&WgpuDeviceKind>) -> Vec<Runtime> {
+/// CUDA and wgpu's device of the first of these kinds, if they are there.
+fn open(kinds: &[WgpuDeviceKind]) -> Vec<Runtime> {
     let required = std::env::var("FLUTE_REQUIRE").unwrap_or_default();
     let required: Vec<&str> = required.split(',').filter(|name| !name.is_empty()).collect();
     if let Some(unknown) = required.iter().find(|name| !["cuda", "wgpu"].contains(*name)) {
@@ -86,7 +87,7 @@ fn open(kind: Option<&WgpuDeviceKind>) -> Vec<Runtime> {
     }
     let probes: [(&str, &dyn Fn() -> Option<Device>); 2] = [
         ("cuda", &|| Device::cuda(0).ok()),
-        ("wgpu", &|| kind.and_then(|kind| Device::wgpu(kind.clone()).ok())),
+        ("wgpu", &|| kinds.iter().find_map(|kind| Device::wgpu(kind.clone()).ok())),
     ];
     let mut found = vec![];
     for (name, probe) in probes {

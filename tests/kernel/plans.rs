@@ -219,6 +219,7 @@ fn an_h200_streams_what_single_planes_are_slower_at() {
         );
     }
     // The last tile begins so early that it is full: 65 rows of x are cut as 128 are.
+    assert!(streams([128, 4096, 14336], 4, 128));
     assert_eq!(select([65, 4096, 14336], 4, 128), select([128, 4096, 14336], 4, 128));
 }
 

@@ -6,8 +6,8 @@
 //! replays over copies of the weights that together exceed any cache. Several of these programs (`--peers N`) with the
 //! same `--lock FILE` compile at the same time, wait for each other, and then take turns with the device. With `--attend` or
 //! `--next` attention is timed instead, with `--rotate` a rotation of x before the product, with `--gate` a gate behind it
-//! and in it, with `--decode` what precedes a dense product, with `--layer` a whole layer of a model. `--device cuda|vulkan|wgpu` takes the first device of that kind instead
-//! of the default one.
+//! and in it, with `--decode` what precedes a dense product, with `--layer` a whole layer of a model. `--device
+//! cuda|vulkan|wgpu` takes the first device of that kind instead of the default one.
 
 #[path = "plans/attend.rs"]
 mod attend;
