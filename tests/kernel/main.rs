@@ -9,7 +9,7 @@
 //! - `every`: the same with all plans, which is hours of compilation where there are hundreds.
 //! - `sanitize`: 100 small cases of one launch each, for compute-sanitizer.
 //!
-//! `FLUTE_SHARD=2/4` runs the second quarter of `full` or `every`, and `FLUTE_CASE` the cases whose name contains its
+//! `FLUTE_SHARD=2/4` runs the second quarter of `quick`, `full` or `every`, and `FLUTE_CASE` the cases whose name contains its
 //! value.
 
 mod attend;

@@ -1,9 +1,7 @@
 //! Plans of devices that need not be here: plain data, so they can be asked for anywhere.
 
 use crate::case::{BITS, GROUPS, ROWS, SHAPES};
-use flute_cube::{
-    Bits, Dtype, Error, Format, Group, Limits, Plan, PortablePlan, Problem, StreamPlan,
-};
+use flute_cube::{Dtype, Error, Format, Limits, Plan, PortablePlan, Problem, StreamPlan};
 use std::collections::HashSet;
 
 /// GPUs with and without tensor cores, large and small.
@@ -208,7 +206,10 @@ fn an_h200_streams_what_single_planes_are_slower_at() {
         ([9, 4096, 4096], 4, 128, true),
         ([1, 8192, 28672], 4, 128, true),
         ([1, 8192, 28672], 3, 128, false),
+        ([1, 16384, 16384], 4, 128, true),
+        ([1, 20480, 16384], 4, 128, false),
         ([1, 53248, 16384], 2, 128, false),
+        ([4, 4608, 2048], 4, 128, true),
         ([2, 53248, 16384], 2, 128, true),
     ] {
         let plan = select(shape, bits, group);
@@ -223,27 +224,32 @@ fn an_h200_streams_what_single_planes_are_slower_at() {
     assert_eq!(select([65, 4096, 14336], 4, 128), select([128, 4096, 14336], 4, 128));
 }
 
-/// What an H200 took for the products of LLaMA-3 and Gemma-2, plan by plan: of each the three fastest, and what was the
-/// planner's choice then. Rings were filled lane by lane in those days, so names say nothing of bulk copies.
-const SEEN: &str = include_str!("../../docs/perf/h200-all-shapes-w4g128-f16.txt");
+/// What an H200 took for the products of LLaMA-3 and Gemma-2 with one and sixteen rows of x, plan by plan: the fastest of each, and
+/// the planner's choice of then.
+const SEEN: [&str; 2] = [
+    include_str!("../../docs/perf/h200-all-shapes-w4g128-f16.txt"),
+    include_str!("../../docs/perf/h200-all-shapes-w3-w2g128-f16.txt"),
+];
 
 #[test]
 fn the_planner_s_choice_is_within_a_tenth_of_the_fastest_plan_that_was_seen() {
     let limits = Limits::nvidia("H200", 132, 227);
-    let format = Format { bits: Bits::Four, group: Group::Size(128) };
-    let mut lines = SEEN.lines().peekable();
-    let (mut known, mut unseen) = (0, vec![]);
+    let mut lines = SEEN.iter().flat_map(|file| file.lines()).peekable();
+    let (mut known, mut behind) = (0, vec![]);
     while let Some(head) = lines.next() {
+        let Some(words) = head.starts_with("n=").then(|| head.split([' ', ':'])) else { continue };
         let number = |name: &str| -> usize {
-            let word = head.split_whitespace().find_map(|word| word.strip_prefix(name));
+            let word = words.clone().find_map(|word| word.strip_prefix(name));
             word.and_then(|word| word.parse().ok()).expect("a number")
         };
         let (n, k, m) = (number("n="), number("k="), number("m="));
+        let bits = words.clone().find_map(|word| word.strip_prefix('W')?.strip_suffix("G128"));
+        let bits: u8 = bits.and_then(|bits| bits.parse().ok()).expect("bits");
+        let format = Format::new(bits, 128).expect("served");
         let problem = Problem { m, n, k, format, dtype: Dtype::F16, bias: false, gate: None };
         let choice = Plan::select(&problem, &limits).expect("a plan").to_string();
-        let choice = choice.replace(" bulk=true", "").replace(" bulk=false", "");
         let (mut fastest, mut chosen) = (f64::INFINITY, None);
-        while let Some(line) = lines.next_if(|line| !line.starts_with("n=")) {
+        while let Some(line) = lines.next_if(|line| line.starts_with(' ')) {
             let (time, plan) = line.split_once(" µs").expect("a time");
             let time: f64 = time.trim().parse().expect("microseconds");
             fastest = fastest.min(time);
@@ -251,14 +257,18 @@ fn the_planner_s_choice_is_within_a_tenth_of_the_fastest_plan_that_was_seen() {
                 chosen = Some(time);
             }
         }
-        match chosen {
-            Some(time) => {
-                known += 1;
-                assert!(time <= 1.1 * fastest, "{problem:?}: {choice}: {time}, not {fastest} µs");
-            }
-            None => unseen.push(format!("{n} x {k}, {m} rows: {choice}")),
+        known += 1;
+        let time = chosen.unwrap_or_else(|| panic!("{problem:?}: {choice} was not seen"));
+        if time > 1.1 * fastest {
+            behind.push(format!(
+                "{n} x {k}, {m} rows, {bits} bits: {choice}: {time}, not {fastest} µs"
+            ));
         }
     }
-    println!("{known} choices were seen; not among the fastest: {unseen:?}");
-    assert!(known >= 100 && unseen.len() <= 2, "{unseen:?}");
+    assert_eq!(known, 318);
+    // One is 11 % behind, with two bits and sixteen rows of a shape that no model has whole.
+    assert!(
+        matches!(behind.as_slice(), [one] if one.starts_with("16384 x 2048, 16 rows, 2 bits")),
+        "{behind:?}"
+    );
 }

@@ -4,7 +4,8 @@
 //!
 //! `cargo bench --bench plans -- --shape 4096x4096 --m 1,16 --bits 4,3,2 --group 128 --top 5`. Timings are graph
 //! replays over copies of the weights that together exceed any cache. Several of these programs (`--peers N`) with the
-//! same `--lock FILE` compile at the same time, wait for each other, and then take turns with the device. With `--attend` or
+//! same `--lock FILE` compile at the same time, wait for each other, and then take turns with the device; `--pause MS` lets
+//! it cool down before each figure. With `--attend` or
 //! `--next` attention is timed instead, with `--rotate` a rotation of x before the product, with `--gate` a gate behind it
 //! and in it, with `--decode` what precedes a dense product, with `--layer` a whole layer of a model. `--device
 //! cuda|vulkan|wgpu` takes the first device of that kind instead of the default one.
@@ -29,6 +30,7 @@ use flute_cube::{
     Dtype, Format, Limits, Plan, Problem, Result,
     measure::{self, Workload},
 };
+use std::time::Duration;
 
 struct Options {
     shapes: Vec<(usize, usize)>,
@@ -37,6 +39,7 @@ struct Options {
     groups: Vec<usize>,
     dtype: Dtype,
     top: usize,
+    pause: Duration,
     only: String,
     skip: String,
     grid: bool,
@@ -87,6 +90,7 @@ fn options() -> Options {
         groups: list("--group", "128"),
         dtype: if value("--dtype", "f16") == "bf16" { Dtype::BF16 } else { Dtype::F16 },
         top: list("--top", "5")[0],
+        pause: Duration::from_millis(list("--pause", "0")[0] as u64),
         only: value("--only", ""),
         skip: value("--skip", "nothing"),
         grid: std::env::args().any(|a| a == "--grid"),
@@ -193,7 +197,7 @@ fn main() -> Result<()> {
     let rate = measure::read_rate(&client, 1 << 30)?;
     println!("{} ({}), reads {:.2} TB/s", limits.name, limits.runtime, rate / 1e12);
     for sweep in &sweeps {
-        sweep.run(rate, options.top);
+        sweep.run(rate, &options);
     }
     Ok(())
 }
@@ -238,9 +242,10 @@ impl Sweep {
         Ok(Self { problem: *problem, workload, plans, selected })
     }
 
-    fn run(&self, rate: f64, top: usize) {
+    fn run(&self, rate: f64, options: &Options) {
         let mut rows = vec![];
         for plan in &self.plans {
+            std::thread::sleep(options.pause);
             match self.workload.time(plan) {
                 Ok(run) => {
                     let verdict = if run.is_right() { "" } else { "  WRONG" };
@@ -256,7 +261,7 @@ impl Sweep {
         println!("n={n} k={k} m={m} {format} {dtype}: floor {:.2} µs", floor * 1e6);
         let chosen = rows.iter().position(|r| r.1.contains(" *")).unwrap_or(0);
         for (i, (seconds, plan)) in rows.iter().enumerate() {
-            if i < top || i == chosen || plan.contains("WRONG") {
+            if i < options.top || i == chosen || plan.contains("WRONG") {
                 println!("  {:>8.2} µs  {:>5.2} of floor  {plan}", seconds * 1e6, floor / seconds);
             }
         }

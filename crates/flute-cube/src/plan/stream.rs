@@ -1,5 +1,7 @@
 //! The shape of the streaming kernel.
 
+mod cost;
+
 use super::table_bytes;
 use crate::{Dtype, Error, Group, Limits, Problem, Result, pack};
 use core::fmt;
@@ -84,22 +86,26 @@ const MOST_TOKENS: usize = 128;
 /// so that up to four rows of x are theirs (eight where W is small) but where there are many rows of W, or long ones.
 pub(super) fn leads(problem: &Problem, limits: &Limits) -> bool {
     let Problem { m, n, k, format, .. } = *problem;
-    // Fewer bits bring the words of many rows sooner than a ring passes them on: 51 µs against 61 (57344 × 8192, 2 bits).
-    let bits = format.bits.get();
-    let many = n > 32768 && (m > 1 || bits == 4);
-    // Nor of long ones, since a lone row of x is little for planes to read: 99 µs against 86 (53248 × 16384, 2 bits). With three
-    // bits only where they have four row tiles each at once, or 32 planes: 103 against 94 (16384 × 53248), 113 against 106.
     let share = n.div_ceil(pack::BLOCK_ROWS).div_ceil(limits.processors);
-    let sooner = m == 1 && (bits == 2 || bits == 3 && (share.is_multiple_of(4) || share > 8));
+    let blocks = k.div_ceil(pack::BLOCK_K);
+    // Whether streaming leaves a last round emptier, with four row tiles at a time, than planes with two: 50.8 µs against 45.4
+    // (20480 × 16384, one row), 35.2 against 32.4 (28672 × 8192, two).
+    let emptier = share.next_multiple_of(TILES as usize) > share.next_multiple_of(2);
+    // Words of few bits come sooner than a ring passes them on: 61 against 51 (57344 × 8192, 2 bits), 113 against 99 (53248 ×
+    // 16384, 3 bits); and of what is over soon a later start counts: 19.4 against 18.0 (8192 × 14336).
+    let bits = format.bits.get();
+    let sooner = m == 1 && (bits < 4 || emptier || share * blocks < 512);
     // Beyond two rows they have no columns for groups of 32, and scale each: 24 µs against 21 (28672 × 4096).
     let small = matches!(format.group, Group::Size(size) if size <= 32);
     // Of the 16 planes that share a row tile, few have something to do at the end of it.
-    let idle = (1..8).contains(&(k.div_ceil(pack::BLOCK_K) % 16));
-    let few = if share <= 2 && k <= 4096 { FEW } else { 4 };
+    let idle = (1..8).contains(&(blocks % 16)) && !(m == 1 && bits < 4);
+    // Two bits of many rows are not worth a plane's reading of x: 5.9 against 5.1 (4096 × 4096, eight).
+    let few = if share <= 2 && k <= 4096 && bits > 2 { FEW } else { 4 };
     m > few
-        || many
+        || n > 32768 && !sooner
         || m > 2 && small
-        || m > 1 && k >= 8192
+        || m > 1 && (k > 8192 || k == 8192 && !(emptier && share > 8))
+        || m > 1 && k <= 2048 && share == 3
         || n >= 8192 && k > 8192 && !sooner
         || idle && k > 4096 && share.is_multiple_of(4)
 }
@@ -213,64 +219,6 @@ impl StreamPlan {
     /// The first candidate.
     pub(super) fn select(problem: &Problem, limits: &Limits) -> Option<Self> {
         Self::candidates(problem, limits).into_iter().next()
-    }
-
-    /// Microseconds on an H200: within a tenth of what was seen there with 4 bits.
-    pub(super) fn cost(&self, problem: &Problem, limits: &Limits) -> f64 {
-        let rounds = self.items(problem).div_ceil(Self::room(limits.processors, self.split));
-        let rounds = match self.cut(problem, limits.processors).narrow {
-            0 => rounds as f64,
-            // With the most tokens a narrow round gains half of what its warpgroups say.
-            narrow if self.tokens as usize == MOST_TOKENS => {
-                rounds as f64 - 0.5 + narrow as f64 / f64::from(2 * self.warpgroups)
-            }
-            narrow => rounds as f64 - 1.0 + narrow as f64 / f64::from(self.warpgroups),
-        };
-        let steps = problem.k.div_ceil(pack::BLOCK_K).div_ceil(self.shares());
-        let (tiles, tokens) = (f64::from(self.tiles), f64::from(self.tokens));
-        let (warpgroups, rings) = (f64::from(self.warpgroups), f64::from(self.warpgroups_k));
-        // Of a block, in cycles. Shared memory: words twice, lookups, x once and for each warpgroup.
-        let words = 4.0 * f64::from(problem.format.bits.get());
-        // Where a warpgroup has fewer tiles than others, it waits for them.
-        let uneven = if self.tokens <= 16 && self.tiles > 2 * self.warpgroups {
-            0.2 * f64::from(TILES * self.warpgroups - self.tiles)
-        } else {
-            0.0
-        };
-        let shared = (tiles + uneven) * (34.0 + words) + 2.0 * tokens + 2.0 * warpgroups * tokens;
-        let matrix = 4.0 * warpgroups * tokens;
-        // What of that is lost where warpgroups wait for each other, and for a short ring.
-        let few = self.tokens <= 16;
-        let lost = match (self.warpgroups, self.warpgroups_k, self.blocks) {
-            (4, 1, _) if few => 1.12,
-            (2, 2, _) if few => 1.04,
-            (1, 4, _) if few => 0.98,
-            (_, 1, _) => 1.3,
-            (1, 2, _) => 1.12,
-            (_, 2, 1) if self.tokens >= 64 => 1.25,
-            (_, 2, 1) => 1.3,
-            (_, 2, _) => 1.22,
-            (_, _, 2) => 1.1,
-            _ => 1.2,
-        } * if self.stages * self.blocks < 4 { 1.15 } else { 1.0 };
-        // A warpgroup alone takes so long for a block. Planes without a tile leave quarters of a multiprocessor idle.
-        let idle = if self.tiles < 3 * self.warpgroups { 1.25 } else { 1.0 };
-        let alone = idle * (620.0 + 5.0 * tokens);
-        let step = alone.max(lost * rings * matrix.max(idle * shared));
-        let fold = if self.shares() > 1 && !few { 0.1 * self.shares() as f64 } else { 0.0 };
-        let cluster = match self.split {
-            1 => 0.0,
-            2 => 0.8,
-            4 if few => 2.0,
-            4 => 3.0,
-            _ => 5.0,
-        };
-        // Seen of four warpgroups with the most tokens: what they take beside their steps in each round.
-        let most = self.warpgroups == 4 && self.tokens as usize == MOST_TOKENS;
-        let end = if most { 2.0 } else { 0.0 };
-        // A product that lasts runs at a lower clock, and x leaves the L2 cache.
-        let lasting = 1.0 + 0.07 * (problem.m as f64 / 1024.0).log2().max(0.0);
-        lasting * rounds * (steps as f64 * step / 1900.0 + fold + end) + 3.0 + cluster
     }
 
     /// The most promising ways to share warpgroups and cubes between rows and k, with as many row tiles as give all

@@ -17,6 +17,48 @@ pub(super) struct Cut {
     ring: u32,
 }
 
+/// What one row of x takes where copies are bulk: of 53 shapes in 4, 3 and 2 bits the best, or within 4 % of it.
+enum Lone {
+    /// One row tile, a ring of three: most of a small share is on its way before x is there.
+    Early,
+    /// Two row tiles, a ring of two.
+    Ringed,
+    /// A ring of four.
+    Long,
+    /// Four row tiles, a ring of two.
+    Broad,
+    /// Three row tiles and no ring.
+    Third,
+}
+
+impl Lone {
+    /// Where a multiprocessor has at most `share` row tiles.
+    fn of(problem: &Problem, share: usize) -> Self {
+        let bits = problem.format.bits.get();
+        // Of the 16 planes few have a block of k in the last step.
+        let uneven = (1..8).contains(&(problem.k.div_ceil(pack::BLOCK_K) % 16));
+        let held = problem.k <= 8192;
+        // What four row tiles at once leave empty.
+        let empty = share.next_multiple_of(4) - share;
+        match share {
+            1 | 3 | 5 if held => Self::Early,
+            // Two tiles at once are 6 % faster alone; in a layer, where words come before x, one is 1 %.
+            2 if held && bits == 4 => Self::Early,
+            ..=8 if held && bits == 4 && (share == 7 || problem.k <= 2048) => Self::Early,
+            // Of four bits a round takes so long that more of it may be on its way.
+            9.. if held && (bits == 4 || uneven) => Self::Long,
+            _ if held => Self::Ringed,
+            ..=2 => Self::Ringed,
+            3 => Self::Third,
+            // What a plane reads of x serves all its row tiles, where few of them are empty.
+            _ if bits == 3 && 7 * empty <= share => Self::Broad,
+            _ if bits == 2 && 16 * empty <= share => Self::Broad,
+            _ if bits == 4 && empty == 0 => Self::Ringed,
+            _ => Self::Long,
+        }
+    }
+}
+
 /// Steps times tiles of 8 tokens of x that a plane may keep in registers: four leave it 64 of 128.
 const HELD: u32 = 4;
 
@@ -98,7 +140,7 @@ pub(super) fn all(problem: &Problem, limits: &Limits) -> Vec<Cut> {
             let (third, deep) = (cut(tokens, (1, 16), 3, 1), cut(tokens, (1, 32), 2, 1));
             let twice = cut(tokens, (1, 16), 2, 2);
             let broad = Cut { ring: 2, ..tall };
-            let lone = limits.bulk && tokens == 1 && bits < 4;
+            let lone = limits.bulk && tokens == 1;
             let spread_held = held.spread(problem, limits);
             if spread_held.split > 1 && limits.bulk {
                 let apart = Cut { hold: true, ..cut(tokens, (2, 8), 2, 1) };
@@ -110,19 +152,20 @@ pub(super) fn all(problem: &Problem, limits: &Limits) -> Vec<Cut> {
             } else {
                 // What leaves no plane without a row tile in the last round.
                 let even = match share {
+                    _ if lone => match Lone::of(problem, share) {
+                        Lone::Early => early,
+                        Lone::Ringed => ringed,
+                        Lone::Long => long,
+                        Lone::Broad => broad,
+                        Lone::Third => third,
+                    },
                     // A step of k for each plane: three tiles side by side wait for memory once.
                     3 if (1025..=2048).contains(&problem.k) => third,
-                    _ if limits.bulk && problem.k <= 8192 => match share {
-                        4.. if share.is_multiple_of(2) => ringed,
-                        // Several rows of x take longer to come than a first tile, and few bits less, so that two may come at once.
-                        ..=2 if tokens > 1 || bits < 4 => ringed,
-                        _ => early,
+                    // Several rows of x take longer to come than a first tile, so two may come at once.
+                    _ if limits.bulk && problem.k <= 8192 => match share.is_multiple_of(2) {
+                        true => ringed,
+                        false => early,
                     },
-                    // What a plane reads of a lone row of x serves all its row tiles.
-                    _ if lone && share.is_multiple_of(4) => broad,
-                    // Of two bits a step takes less than memory needs to answer.
-                    3.. if lone && bits == 2 && problem.k <= 16384 => long,
-                    _ if lone && bits == 2 => ringed,
                     0..3 if problem.k > 8192 => ringed,
                     0..3 => narrow,
                     _ if share.is_multiple_of(4) && problem.k > 8192 => wide,
@@ -136,7 +179,7 @@ pub(super) fn all(problem: &Problem, limits: &Limits) -> Vec<Cut> {
                     0..=8192 => vec![even, early, ringed, long, tall, narrow, wide, third, deep],
                     _ => vec![even, ringed, long, deep, narrow, tall, wide, third],
                 };
-                if limits.bulk && tokens == 1 && problem.k > 8192 {
+                if lone && problem.k > 8192 {
                     cuts.push(broad);
                 }
                 // What stages x part by part does so anew for every round.
