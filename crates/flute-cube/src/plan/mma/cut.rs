@@ -17,7 +17,8 @@ pub(super) struct Cut {
     ring: u32,
 }
 
-/// What one row of x takes where copies are bulk: of 53 shapes in 4, 3 and 2 bits the best, or within 4 % of it.
+/// What one row of x takes where copies are bulk: of 53 shapes in 4, 3 and 2 bits the best, or within 6 % of it
+/// (`docs/perf-log.md`, section 21).
 enum Lone {
     /// One row tile, a ring of three: most of a small share is on its way before x is there.
     Early,
