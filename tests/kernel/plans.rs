@@ -235,7 +235,7 @@ const SEEN: [&str; 2] = [
 fn the_planner_s_choice_is_within_a_tenth_of_the_fastest_plan_that_was_seen() {
     let limits = Limits::nvidia("H200", 132, 227);
     let mut lines = SEEN.iter().flat_map(|file| file.lines()).peekable();
-    let (mut known, mut behind) = (0, vec![]);
+    let mut known = 0;
     while let Some(head) = lines.next() {
         let Some(words) = head.starts_with("n=").then(|| head.split([' ', ':'])) else { continue };
         let number = |name: &str| -> usize {
@@ -259,16 +259,9 @@ fn the_planner_s_choice_is_within_a_tenth_of_the_fastest_plan_that_was_seen() {
         }
         known += 1;
         let time = chosen.unwrap_or_else(|| panic!("{problem:?}: {choice} was not seen"));
-        if time > 1.1 * fastest {
-            behind.push(format!(
-                "{n} x {k}, {m} rows, {bits} bits: {choice}: {time}, not {fastest} µs"
-            ));
-        }
+        // One is 11 % behind.
+        let allowed = if (m, n, k, bits) == (16, 16384, 2048, 2) { 1.11 } else { 1.1 };
+        assert!(time <= allowed * fastest, "{problem:?}: {choice}: {time}, not {fastest} µs");
     }
     assert_eq!(known, 318);
-    // One is 11 % behind, with two bits and sixteen rows of a shape that no model has whole.
-    assert!(
-        matches!(behind.as_slice(), [one] if one.starts_with("16384 x 2048, 16 rows, 2 bits")),
-        "{behind:?}"
-    );
 }

@@ -5,7 +5,7 @@
 //! `cargo bench --bench plans -- --shape 4096x4096 --m 1,16 --bits 4,3,2 --group 128 --top 5`. Timings are graph
 //! replays over copies of the weights that together exceed any cache. Several of these programs (`--peers N`) with the
 //! same `--lock FILE` compile at the same time, wait for each other, and then take turns with the device; `--pause MS` lets
-//! it cool down before each figure. With `--attend` or
+//! it cool down before each plan's figure. With `--attend` or
 //! `--next` attention is timed instead, with `--rotate` a rotation of x before the product, with `--gate` a gate behind it
 //! and in it, with `--decode` what precedes a dense product, with `--layer` a whole layer of a model. `--device
 //! cuda|vulkan|wgpu` takes the first device of that kind instead of the default one.

@@ -43,6 +43,11 @@ pub struct MmaPlan {
     pub slots: u32,
 }
 
+/// Whether of the 16 planes that share a row tile few have a block of k in their last step.
+pub(super) fn last_step_idles(k: usize) -> bool {
+    (1..8).contains(&(k.div_ceil(pack::BLOCK_K) % 16))
+}
+
 impl MmaPlan {
     /// Units of a cube.
     pub fn units(&self) -> usize {

@@ -2,7 +2,7 @@
 
 mod cost;
 
-use super::table_bytes;
+use super::{mma::last_step_idles, table_bytes};
 use crate::{Dtype, Error, Group, Limits, Problem, Result, pack};
 use core::fmt;
 use serde::{Deserialize, Serialize};
@@ -89,23 +89,24 @@ pub(super) fn leads(problem: &Problem, limits: &Limits) -> bool {
     let share = n.div_ceil(pack::BLOCK_ROWS).div_ceil(limits.processors);
     let blocks = k.div_ceil(pack::BLOCK_K);
     // Whether streaming leaves a last round emptier, with four row tiles at a time, than planes with two: 50.8 µs against 45.4
-    // (20480 × 16384, one row), 35.2 against 32.4 (28672 × 8192, two).
+    // (20480 × 16384, one row), 35.2 against 33.5 (28672 × 8192, two).
     let emptier = share.next_multiple_of(TILES as usize) > share.next_multiple_of(2);
-    // Words of few bits come sooner than a ring passes them on: 61 against 51 (57344 × 8192, 2 bits), 113 against 99 (53248 ×
-    // 16384, 3 bits); and of what is over soon a later start counts: 19.4 against 18.0 (8192 × 14336).
+    // Words of few bits come sooner than a ring passes them on: 61 against 51 (57344 × 8192, 2 bits), 103 against 93 (16384 ×
+    // 53248, 3 bits); and of what is over soon a later start counts: 19.4 against 18.0 (8192 × 14336).
     let bits = format.bits.get();
     let sooner = m == 1 && (bits < 4 || emptier || share * blocks < 512);
     // Beyond two rows they have no columns for groups of 32, and scale each: 24 µs against 21 (28672 × 4096).
     let small = matches!(format.group, Group::Size(size) if size <= 32);
-    // Of the 16 planes that share a row tile, few have something to do at the end of it.
-    let idle = (1..8).contains(&(blocks % 16)) && !(m == 1 && bits < 4);
-    // Two bits of many rows are not worth a plane's reading of x: 5.9 against 5.1 (4096 × 4096, eight).
+    let idle = last_step_idles(k) && !(m == 1 && bits < 4);
+    // With two bits five rows stream already: 5.9 against 5.1 (4096 × 4096, eight rows).
     let few = if share <= 2 && k <= 4096 && bits > 2 { FEW } else { 4 };
+    // Three row tiles that are over soon: 4.5 against 3.9 (4608 × 2048, four rows).
+    let three = share == 3 && k <= 2048;
     m > few
         || n > 32768 && !sooner
         || m > 2 && small
         || m > 1 && (k > 8192 || k == 8192 && !(emptier && share > 8))
-        || m > 1 && k <= 2048 && share == 3
+        || m > 1 && three
         || n >= 8192 && k > 8192 && !sooner
         || idle && k > 4096 && share.is_multiple_of(4)
 }

@@ -1,6 +1,6 @@
 //! What of the tensor-core kernel's plans is tried: the whole of what the planner knows of them from measurements.
 
-use super::MmaPlan;
+use super::{MmaPlan, last_step_idles};
 use crate::{Group, Limits, Problem, pack};
 
 /// What of a plan is chosen; the rest follows from what fits.
@@ -15,49 +15,6 @@ pub(super) struct Cut {
     hold: bool,
     /// Stages of words and scales in shared memory.
     ring: u32,
-}
-
-/// What one row of x takes where copies are bulk: of 53 shapes in 4, 3 and 2 bits the best, or within 6 % of it
-/// (`docs/perf-log.md`, section 21).
-enum Lone {
-    /// One row tile, a ring of three: most of a small share is on its way before x is there.
-    Early,
-    /// Two row tiles, a ring of two.
-    Ringed,
-    /// A ring of four.
-    Long,
-    /// Four row tiles, a ring of two.
-    Broad,
-    /// Three row tiles and no ring.
-    Third,
-}
-
-impl Lone {
-    /// Where a multiprocessor has at most `share` row tiles.
-    fn of(problem: &Problem, share: usize) -> Self {
-        let bits = problem.format.bits.get();
-        // Of the 16 planes few have a block of k in the last step.
-        let uneven = (1..8).contains(&(problem.k.div_ceil(pack::BLOCK_K) % 16));
-        let held = problem.k <= 8192;
-        // What four row tiles at once leave empty.
-        let empty = share.next_multiple_of(4) - share;
-        match share {
-            1 | 3 | 5 if held => Self::Early,
-            // Two tiles at once are 6 % faster alone; in a layer, where words come before x, one is 1 %.
-            2 if held && bits == 4 => Self::Early,
-            ..=8 if held && bits == 4 && (share == 7 || problem.k <= 2048) => Self::Early,
-            // Of four bits a round takes so long that more of it may be on its way.
-            9.. if held && (bits == 4 || uneven) => Self::Long,
-            _ if held => Self::Ringed,
-            ..=2 => Self::Ringed,
-            3 => Self::Third,
-            // What a plane reads of x serves all its row tiles, where few of them are empty.
-            _ if bits == 3 && 7 * empty <= share => Self::Broad,
-            _ if bits == 2 && 16 * empty <= share => Self::Broad,
-            _ if bits == 4 && empty == 0 => Self::Ringed,
-            _ => Self::Long,
-        }
-    }
 }
 
 /// Steps times tiles of 8 tokens of x that a plane may keep in registers: four leave it 64 of 128.
@@ -92,6 +49,33 @@ impl Cut {
             true => held,
             false => plan.fitting(problem, limits),
         }
+    }
+
+    /// The same with the row tiles and the ring that one row of x takes where copies are bulk and a multiprocessor has at most
+    /// `share` row tiles: of 53 shapes in 4, 3 and 2 bits the best, or within 6 % of it (`docs/perf-log.md`, section 21).
+    fn lone(self, problem: &Problem, share: usize) -> Self {
+        let bits = problem.format.bits.get();
+        let short = problem.k <= 8192;
+        // What four row tiles at once leave empty.
+        let empty = share.next_multiple_of(4) - share;
+        let (row_tiles, ring) = match share {
+            // Most of a small share is on its way before x is there.
+            1 | 3 | 5 if short => (1, 3),
+            // Two tiles at once are 6 % faster alone; in a layer, where words come before x, one is 1 %.
+            2 if short && bits == 4 => (1, 3),
+            ..=8 if short && bits == 4 && (share == 7 || problem.k <= 2048) => (1, 3),
+            // Of four bits a round takes so long that more of it may be on its way.
+            9.. if short && (bits == 4 || last_step_idles(problem.k)) => (2, 4),
+            _ if short => (2, 2),
+            ..=2 => (2, 2),
+            3 => (3, 0),
+            // What a plane reads of x serves all its row tiles, where few of them are empty.
+            _ if bits == 3 && 7 * empty <= share => (4, 2),
+            _ if bits == 2 && 16 * empty <= share => (4, 2),
+            _ if bits == 4 && empty == 0 => (2, 2),
+            _ => (2, 4),
+        };
+        Self { row_tiles, ring, ..self }
     }
 
     /// The same for the least number of cubes among which all of x fits their shared memory, from its own number on.
@@ -153,20 +137,12 @@ pub(super) fn all(problem: &Problem, limits: &Limits) -> Vec<Cut> {
             } else {
                 // What leaves no plane without a row tile in the last round.
                 let even = match share {
-                    _ if lone => match Lone::of(problem, share) {
-                        Lone::Early => early,
-                        Lone::Ringed => ringed,
-                        Lone::Long => long,
-                        Lone::Broad => broad,
-                        Lone::Third => third,
-                    },
+                    _ if lone => held.lone(problem, share),
                     // A step of k for each plane: three tiles side by side wait for memory once.
                     3 if (1025..=2048).contains(&problem.k) => third,
                     // Several rows of x take longer to come than a first tile, so two may come at once.
-                    _ if limits.bulk && problem.k <= 8192 => match share.is_multiple_of(2) {
-                        true => ringed,
-                        false => early,
-                    },
+                    _ if limits.bulk && problem.k <= 8192 && share.is_multiple_of(2) => ringed,
+                    _ if limits.bulk && problem.k <= 8192 => early,
                     0..3 if problem.k > 8192 => ringed,
                     0..3 => narrow,
                     _ if share.is_multiple_of(4) && problem.k > 8192 => wide,

@@ -5,8 +5,8 @@ use super::{MOST_TOKENS, StreamPlan, TILES};
 use crate::{Limits, Problem, pack};
 
 impl StreamPlan {
-    /// Microseconds on an H200: mostly within a tenth of what was seen there. With two bits a block has as much to move as if it had
-    /// four, and less to look up.
+    /// Microseconds on an H200: mostly within a tenth of what was seen there. Two bits take less than others where a warpgroup is
+    /// alone, and nearly what four take where shared memory decides.
     pub(in crate::plan) fn cost(&self, problem: &Problem, limits: &Limits) -> f64 {
         let rounds = self.items(problem).div_ceil(Self::room(limits.processors, self.split));
         let rounds = match self.cut(problem, limits.processors).narrow {
@@ -21,8 +21,8 @@ impl StreamPlan {
         let (tiles, tokens) = (f64::from(self.tiles), f64::from(self.tokens));
         let (warpgroups, rings) = (f64::from(self.warpgroups), f64::from(self.warpgroups_k));
         // Of a block, in cycles. Shared memory: words twice, lookups, x once and for each warpgroup.
-        let two_bits = problem.format.bits.get() == 2;
-        let words = if two_bits { 14.0 } else { 4.0 * f64::from(problem.format.bits.get()) };
+        let bits = problem.format.bits.get();
+        let words = if bits == 2 { 14.0 } else { 4.0 * f64::from(bits) };
         // Where a warpgroup has fewer tiles than others, it waits for them.
         let uneven = if self.tokens <= 16 && self.tiles > 2 * self.warpgroups {
             0.2 * f64::from(TILES * self.warpgroups - self.tiles)
@@ -50,13 +50,13 @@ impl StreamPlan {
         } * if self.stages * self.blocks < 4 { 1.15 } else { 1.0 };
         // A warpgroup alone takes so long for a block. Planes without a tile leave quarters of a multiprocessor idle.
         let idle = if self.tiles < 3 * self.warpgroups { 1.25 } else { 1.0 };
-        let alone = idle * (if two_bits && few { 420.0 } else { 620.0 } + 5.0 * tokens);
+        let alone = idle * (if bits == 2 && few { 420.0 } else { 620.0 } + 5.0 * tokens);
         let step = alone.max(lost * rings * matrix.max(idle * shared));
         let fold = if self.shares() > 1 && !few { 0.1 * self.shares() as f64 } else { 0.0 };
         let cluster = match self.split {
             1 => 0.0,
             2 => 0.8,
-            // Every cube folds as many sums as its tiles have, of all shares: 0 to 0.5 µs of three tiles in eight, 1.8 of eight.
+            // Every cube folds the sums of its tiles from all shares: −0.2 to 0.6 µs seen of three tiles in eight shares, 1.8 of eight.
             4 if few => 0.03 * f64::from(self.tiles) * self.shares() as f64,
             4 => 3.0,
             _ => 5.0,
